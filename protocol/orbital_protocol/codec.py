@@ -1,0 +1,186 @@
+"""Bytes to frames and back.
+
+A message holds one or more frames back to back. `split` walks over the bytes of each frame first, without making any
+object: depth, lengths and counts are checked there, so that what is decoded afterwards can't be larger than what came.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final, Union
+
+import msgspec
+
+from orbital_protocol.codes import ErrorCode
+from orbital_protocol.frames import PUSHES, REQUESTS, Error, Frame, Ok, Push, Request, type_of
+
+MAX_DEPTH: Final = 8
+"""Containers within containers that a frame may have, its own map included."""
+
+
+class Undecodable(ValueError):
+    """The bytes are not MessagePack within the limits: the stream is lost."""
+
+
+class BadFrame(ValueError):
+    """A frame that decodes but is wrong: its `code`, the field concerned, and the `id` to answer, where there is one."""
+
+    def __init__(self, code: ErrorCode, message: str, *, request_id: int | None = None, field: str | None = None):
+        super().__init__(message)
+        self.code = code
+        self.request_id = request_id
+        self.field = field
+
+
+class _Head(msgspec.Struct):
+    type: Any = None
+    id: Any = None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_heads = msgspec.msgpack.Decoder(_Head)
+_requests = msgspec.msgpack.Decoder(Union[tuple(REQUESTS)])  # noqa: UP007  made from the table
+_pushes = msgspec.msgpack.Decoder(Union[(*PUSHES, Error)])  # noqa: UP007
+_answers = {answer: msgspec.msgpack.Decoder(answer) for answer in set(REQUESTS.values())}
+_request_types = frozenset(type_of(request) for request in REQUESTS)
+_push_types = frozenset(type_of(frame) for frame in (*PUSHES, Error))
+
+
+def encode(frame: Frame) -> bytes:
+    """Encode one frame."""
+    return _encoder.encode(frame)
+
+
+def split(message: bytes, max_depth: int = MAX_DEPTH) -> Iterator[memoryview]:
+    """Yield the bytes of each frame of a message; raise Undecodable where they end too soon or nest too deep."""
+    view = memoryview(message)
+    position = 0
+    while position < len(message):
+        end = skip(message, position, max_depth)
+        yield view[position:end]
+        position = end
+
+
+_MAP16: Final = 0xDE
+_LENGTHS: Final = {  # how many bytes follow a first byte of fixed size
+    **dict.fromkeys((0xC0, 0xC2, 0xC3), 0),
+    **{0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8},
+    **{0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17},
+}
+_SIZES: Final = {  # bytes of the length that follows a first byte of variable size, and what the length leaves out
+    **{0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xD9: (1, 0), 0xDA: (2, 0), 0xDB: (4, 0)},
+    **{0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1)},
+}
+
+
+def skip(data: bytes, position: int, max_depth: int = MAX_DEPTH) -> int:  # noqa: PLR0912  one branch per format
+    """Return where the MessagePack object at `position` ends, having made no object of it.
+
+    Raise Undecodable if it runs past the end, nests deeper than `max_depth`, or announces more than there is.
+    """
+    end = len(data)
+    left = 1  # objects that the innermost open container still lacks
+    outer: list[int] = []
+    try:
+        while True:
+            first = data[position]
+            position += 1
+            if 0xA0 <= first < 0xC0:  # fixstr
+                position += first & 0x1F
+            elif first < 0x80 or first >= 0xE0:  # fixint
+                pass
+            elif first < 0xA0 or 0xDC <= first <= 0xDF:  # array, map
+                if first < 0x90:
+                    count = 2 * (first & 0x0F)
+                elif first < 0xA0:
+                    count = first & 0x0F
+                else:
+                    width = 4 if first & 1 else 2
+                    count = int.from_bytes(data[position : position + width], "big")
+                    position += width
+                    if first >= _MAP16:
+                        count *= 2
+                if count > end - position:
+                    raise Undecodable("a container announces more than the message holds")
+                if len(outer) >= max_depth:
+                    raise Undecodable(f"nested deeper than {max_depth}")
+                if count:
+                    outer.append(left - 1)
+                    left = count
+                    continue
+            elif first in _SIZES:  # bin, str, ext
+                width, extra = _SIZES[first]
+                position += width + extra + int.from_bytes(data[position : position + width], "big")
+            else:
+                position += _LENGTHS[first]
+            left -= 1
+            while not left:
+                if not outer:
+                    if position > end:
+                        raise Undecodable("the message ends within a frame")
+                    return position
+                left = outer.pop()
+    except IndexError:
+        raise Undecodable("the message ends within a frame") from None
+    except KeyError:
+        raise Undecodable(f"0x{data[position - 1]:02x} is not MessagePack") from None
+
+
+def decode_request(raw: bytes | memoryview) -> Request:
+    """Decode one frame of a client's; raise BadFrame with the `id` and the field where it is wrong."""
+    try:
+        request: Request = _requests.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _explain(raw, error) from None
+    return request
+
+
+def _explain(raw: bytes | memoryview, error: Exception) -> BadFrame:
+    """Say what is wrong with a frame that could not be decoded as a request."""
+    try:
+        head = _heads.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return BadFrame(ErrorCode.BAD_FRAME, "a frame is a map whose keys are strings")
+    is_id = type(head.id) is int and 0 <= head.id < 2**32
+    request_id = head.id if is_id else None
+    if not isinstance(head.type, str):
+        return BadFrame(ErrorCode.BAD_FRAME, "a frame has a `type`, a string", request_id=request_id, field="type")
+    if head.type not in _request_types:
+        return BadFrame(ErrorCode.UNKNOWN_TYPE, "this relay knows no such request", request_id=request_id, field="type")
+    if not is_id:
+        return BadFrame(ErrorCode.BAD_FRAME, "a request has an `id`, 0 to 2^32-1", field="id")
+    reason, _, path = str(error).partition(" - at `$.")
+    if missing := re.search(r"missing required field `([^`]+)`", reason):
+        path = f"{path.rstrip('`')}.{missing[1]}".lstrip(".")
+    return BadFrame(ErrorCode.BAD_FRAME, reason, request_id=request_id, field=path.rstrip("`") or None)
+
+
+def frame_head(raw: bytes | memoryview) -> tuple[str, int | None]:
+    """Return the `type` and `id` of a frame; raise BadFrame if there is no `type`."""
+    try:
+        head = _heads.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        raise BadFrame(ErrorCode.BAD_FRAME, "a frame is a map whose keys are strings") from None
+    if not isinstance(head.type, str):
+        raise BadFrame(ErrorCode.BAD_FRAME, "a frame has a `type`, a string", field="type")
+    return head.type, head.id if isinstance(head.id, int) else None
+
+
+def decode_answer(raw: bytes | memoryview, answer: type[Ok]) -> Ok:
+    """Decode an `ok` frame as the answer that its request calls for; raise BadFrame if it isn't one."""
+    try:
+        frame: Ok = _answers[answer].decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadFrame(ErrorCode.BAD_FRAME, str(error)) from None
+    return frame
+
+
+def decode_push(raw: bytes | memoryview) -> Push | Error | None:
+    """Decode a push or an `error`; None for a type that this version doesn't know, BadFrame where it is wrong."""
+    kind, request_id = frame_head(raw)
+    if kind not in _push_types:
+        return None
+    try:
+        frame: Push | Error = _pushes.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadFrame(ErrorCode.BAD_FRAME, str(error), request_id=request_id) from None
+    return frame
