@@ -1,0 +1,82 @@
+# Orbital's commands. `make help` lists them; each prepares what it needs in .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+TYPED := orbital_relay protocol/orbital_protocol clients/python/orbital_client bench
+# Tests run in this many processes; each has a PostgreSQL of its own.
+TEST_PROCESSES ?= 2
+# `make test ARGS="tests/unit -k codec"` narrows the run; run, demo and bench hand ARGS on too.
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test demo check lint types format bench docs migrations requirements clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-13s %s\n", $$1, $$2 }'
+
+run: $(VENV)/.installed ## start the relay on its embedded PostgreSQL; data is kept in .data/
+	@$(BIN)/orbital-relay serve $(ARGS)
+
+test: $(VENV)/.installed ## every test, with coverage
+	$(BIN)/pytest -n $(TEST_PROCESSES) --cov $(ARGS)
+
+demo: $(VENV)/.installed ## three clients in a thread, one of them cut off and resuming
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+check: lint types test ## all that must pass before a commit
+
+lint: $(VENV)/.installed ## ruff, and which way imports point
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.installed ## mypy --strict
+	$(BIN)/mypy $(TYPED)
+	$(BIN)/mypy tests
+
+format: $(VENV)/.installed ## rewrite the code as `make lint` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed ## ingest, fan-out and latency, a JSON line each
+	@$(BIN)/python -m bench $(ARGS)
+
+docs: $(VENV)/.installed ## write the generated documents again
+	$(BIN)/python protocol/generate.py
+
+migrations: $(VENV)/.installed ## which migrations the database has
+	@$(BIN)/orbital-relay migrate status
+
+requirements: ## pin the newest allowed versions, with hashes (needs uv)
+	@for name in runtime dev; do \
+	    (cd requirements && uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	        --no-emit-index-url --no-emit-find-links --custom-compile-command "make requirements" \
+	        $$name.in --output-file $$name.txt) || exit 1; \
+	done
+
+clean: ## remove what can be made again: .venv and caches, never .data/
+	rm -rf $(VENV) .coverage .coverage.* htmlcov dist build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.data/*' -prune -exec rm -rf {} +
+
+# The environment, in three steps that are each done again only when what they read has changed.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Orbital needs Python 3.11 or newer, and '$(PYTHON)' is not; name another: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "Orbital needs Python's venv module; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Making $(VENV) …"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.dependencies: $(VENV)/.made requirements/dev.txt
+	@echo "Installing dependencies …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies pyproject.toml protocol/pyproject.toml clients/python/pyproject.toml
+	@echo "Installing orbital-protocol, orbital-client and orbital-relay from this checkout …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	    -e protocol -e clients/python -e .
+	@touch $@
