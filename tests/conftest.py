@@ -1,0 +1,51 @@
+"""Databases for tests. Nothing is started before a test asks for it; each test process has servers of its own.
+
+`database`: the DSN of a new, empty database. `migrated_database`: the same with all migrations applied.
+With `@pytest.mark.each_postgres` a test that uses either runs on the embedded PostgreSQL and on Debian's 15.
+"""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.postgres import DEBIAN_BINARIES, TestPostgres, running_postgres
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("each_postgres"):
+        metafunc.parametrize("postgres", ["embedded_postgres", "debian_postgres"], indirect=True)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def embedded_postgres() -> AsyncIterator[TestPostgres]:
+    async with running_postgres() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def debian_postgres() -> AsyncIterator[TestPostgres]:
+    if not (DEBIAN_BINARIES / "postgres").exists():
+        pytest.skip("Debian's PostgreSQL 15 is not installed (apt-get install postgresql-15)")
+    async with running_postgres(DEBIAN_BINARIES) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(request: pytest.FixtureRequest) -> TestPostgres:
+    """The server that this test's databases are on."""
+    server = request.getfixturevalue(getattr(request, "param", "embedded_postgres"))
+    assert isinstance(server, TestPostgres)
+    return server
+
+
+@pytest_asyncio.fixture
+async def database(postgres: TestPostgres) -> AsyncIterator[str]:
+    async with postgres.database() as dsn:
+        yield dsn
+
+
+@pytest_asyncio.fixture
+async def migrated_database(postgres: TestPostgres) -> AsyncIterator[str]:
+    async with postgres.migrated_database() as dsn:
+        yield dsn

@@ -1,0 +1,98 @@
+"""PostgreSQL servers for tests: the relay's embedded one, and Debian's 15 where it is installed."""
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from orbital_relay.embedded import EmbeddedPostgres
+
+DEBIAN_BINARIES = Path("/usr/lib/postgresql/15/bin")
+
+# Quicker, and the promises that tests speak of hold all the same: without fsync, what was committed outlives kill -9 of
+# any process, because the kernel has it. Only a power cut would lose it. tests/integration/test_embedded.py, which
+# speaks of the settings themselves, starts servers of its own.
+QUICK_SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_connections": "100",
+    "shared_buffers": "64MB",
+}
+
+_TEMPLATE = "migrated"
+_COMMAND_LIMIT_S = 30
+
+
+class TestPostgres:
+    """A running server that hands out databases."""
+
+    __test__ = False
+
+    def __init__(self, dsn: str):
+        self._dsn = dsn
+        self._has_template = False
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[str]:
+        """A new, empty database: its DSN; dropped afterwards, whoever is still connected."""
+        async with self._database(template="template1") as dsn:
+            yield dsn
+
+    @asynccontextmanager
+    async def migrated_database(self) -> AsyncIterator[str]:
+        """The same with all migrations applied, copied from a template that was migrated once."""
+        if not self._has_template:
+            await self._make_template()
+        async with self._database(template=_TEMPLATE) as dsn:
+            yield dsn
+
+    @asynccontextmanager
+    async def _database(self, *, template: str) -> AsyncIterator[str]:
+        name = f"test_{uuid.uuid4().hex}"
+        await self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield self._dsn_of(name)
+        finally:
+            await self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    async def _make_template(self) -> None:
+        from orbital_relay.store import migrate  # noqa: PLC0415  tests of other things must run without it
+
+        await self._execute(f"DROP DATABASE IF EXISTS {_TEMPLATE} WITH (FORCE)")
+        await self._execute(f"CREATE DATABASE {_TEMPLATE}")
+        await migrate.upgrade(self._dsn_of(_TEMPLATE))
+        self._has_template = True
+
+    def _dsn_of(self, name: str) -> str:
+        return urlunsplit(urlsplit(self._dsn)._replace(path=f"/{name}"))
+
+    async def _execute(self, statement: str) -> None:
+        connection = await asyncpg.connect(self._dsn, timeout=_COMMAND_LIMIT_S, command_timeout=_COMMAND_LIMIT_S)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close(timeout=_COMMAND_LIMIT_S)
+
+
+def open_directory() -> Path:
+    """Make a directory that, for root's sake, the server's ordinary user may pass through; pytest's own are closed."""
+    directory = Path(tempfile.mkdtemp(prefix="orbital-test-"))
+    directory.chmod(0o711)
+    return directory
+
+
+@asynccontextmanager
+async def running_postgres(binaries: Path | None = None) -> AsyncIterator[TestPostgres]:
+    """A server on a temporary directory; of the embedded PostgreSQL unless `binaries` names another."""
+    directory = open_directory()
+    server = EmbeddedPostgres(directory, extra_settings=QUICK_SETTINGS, binaries=binaries)
+    try:
+        yield TestPostgres(await server.start())
+    finally:
+        await server.stop()
+        shutil.rmtree(directory)
