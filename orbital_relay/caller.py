@@ -1,0 +1,55 @@
+"""Who is asking: user, session, scopes; and what handlers see of a connection."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from orbital_protocol.codes import CloseCode, Scope
+from orbital_protocol.frames import Frame
+
+ALL_SCOPES = frozenset(Scope)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated user on a connection.
+
+    `session_id` is the session's, or a bot token's id. `groups` limits a token to some groups; None means all.
+    `expires_at`: when the access token runs out, in microseconds since 1970 UTC.
+    """
+
+    user_id: bytes
+    session_id: bytes
+    token_epoch: int
+    expires_at: int
+    scopes: frozenset[Scope] = ALL_SCOPES
+    groups: frozenset[bytes] | None = None
+
+    def may_see(self, group_id: bytes) -> bool:
+        """Whether the token reaches this group at all (membership is another matter)."""
+        return self.groups is None or group_id in self.groups
+
+
+class Peer(Protocol):
+    """What handlers see of a connection."""
+
+    connection_id: bytes
+    address: str
+    """The client's address, after trusted proxies."""
+
+    @property
+    def caller(self) -> Caller | None:
+        """Who is authenticated here; None before that."""
+
+    def authenticate(self, caller: Caller) -> None:
+        """From now on the connection is this caller's (also: the same user with a newer token)."""
+
+    def push(self, frame: Frame) -> None:
+        """Queue a frame that answers no request."""
+
+    def close_soon(self, code: CloseCode) -> None:
+        """Close once the answers that are due have been sent."""
+
+
+Clock = Callable[[], int]
+"""Microseconds since 1970 UTC."""

@@ -1,0 +1,122 @@
+"""The pool of database connections: time limits on every acquire and statement, and errors that clients understand."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from orbital_relay.errors import Overloaded, Unavailable
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+
+DATABASE_AWAY = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.DiskFullError,
+)
+"""What a database that is away, going, coming or full raises: the client may try again."""
+
+TRY_AGAIN = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+"""A transaction that lost to another one: nothing was written, the same again may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """How many connections, and how long to wait for what (seconds)."""
+
+    dsn: str
+    min_size: int = 2
+    max_size: int = 10
+    idle_s: float = 30
+    connect_timeout_s: float = 2
+    acquire_timeout_s: float = 5
+    statement_timeout_s: float = 5
+
+
+async def prepare_connection(connection: Connection) -> None:
+    """Make ids 16-byte `bytes` in both directions."""
+    await connection.set_type_codec("uuid", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary")
+
+
+async def connect(dsn: str, *, application_name: str, settings: PoolSettings) -> "asyncpg.Connection[asyncpg.Record]":
+    """A connection outside of the pool, for the listener and the writer's lanes; the caller closes it."""
+    connection = await asyncpg.connect(
+        dsn,
+        timeout=settings.connect_timeout_s,
+        command_timeout=settings.statement_timeout_s,
+        server_settings=_server_settings(application_name),
+    )
+    await prepare_connection(connection)
+    return connection
+
+
+def _server_settings(application_name: str) -> dict[str, str]:
+    return {
+        "application_name": application_name,
+        "idle_in_transaction_session_timeout": "5s",
+        "timezone": "UTC",
+        "jit": "off",
+    }
+
+
+class Database:
+    """The relay's pool. Every method raises Unavailable or Overloaded where the database is away or busy."""
+
+    def __init__(self, settings: PoolSettings, relay_name: str) -> None:
+        self.settings = settings
+        self._relay_name = relay_name
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    async def open(self) -> None:
+        """Connect; raise OSError or asyncpg's errors where that fails."""
+        settings = self.settings
+        self._pool = await asyncpg.create_pool(
+            settings.dsn,
+            min_size=settings.min_size,
+            max_size=settings.max_size,
+            max_inactive_connection_lifetime=settings.idle_s,
+            timeout=settings.connect_timeout_s,
+            command_timeout=settings.statement_timeout_s,
+            init=prepare_connection,
+            server_settings=_server_settings(f"orbital-relay pool {self._relay_name}"),
+        )
+
+    async def close(self) -> None:
+        """Give running statements a moment, then close every connection."""
+        if self._pool is None:
+            return
+        try:
+            async with asyncio.timeout(self.settings.statement_timeout_s):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection for a few statements, each a transaction of its own."""
+        if self._pool is None:
+            raise Unavailable
+        try:
+            async with self._pool.acquire(timeout=self.settings.acquire_timeout_s) as connection:
+                yield connection
+        except TimeoutError as error:
+            raise Overloaded("The database is busy.") from error
+        except DATABASE_AWAY as error:
+            raise Unavailable from error
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection within one transaction: committed at the end of the block, rolled back if it raises."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection
