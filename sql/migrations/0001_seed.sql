@@ -1,5 +1,6 @@
 -- The eight tables of the founding schema
 -- depends:
+-- oldest relay: 0.1.0
 
 -- migrate: apply
 

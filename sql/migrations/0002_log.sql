@@ -1,5 +1,6 @@
 -- The durable log, keys, invites and credentials
 -- depends: 0001_seed
+-- oldest relay: 0.1.0
 
 -- migrate: apply
 

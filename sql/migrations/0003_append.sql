@@ -1,5 +1,6 @@
 -- Functions that append to the log, and the deletions that end in it
 -- depends: 0002_log
+-- oldest relay: 0.1.0
 
 -- migrate: apply
 
