@@ -1,0 +1,305 @@
+"""Logs: stable event names, an allow-list of fields, one line each.
+
+    logger = logs.get()
+    logger.info("connection.opened", session=session_id, address="192.0.2.7")
+
+EVENTS declares every event that the relay may log, FIELDS every field. What is not declared is never printed, only
+counted (`dropped`); an undeclared event is printed as `log.unlisted`, so that no text reaches a log by accident.
+Ids are passed as their 16 bytes and appear as UUID text. Pass `exc_info=error` for an exception: its type and the
+places of its frames are printed, never its message or its variables, which may hold what must not be logged.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple, TextIO, cast
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["auto", "console", "json"]
+
+_UNLISTED: Final = "log.unlisted"
+_LIBRARY: Final = "library.message"
+_ID_BYTES: Final = 16
+_TEXT_MAX: Final = 500
+_ITEMS_MAX: Final = 60
+
+
+class Event(NamedTuple):
+    """What stands behind an event's name: the level it is logged at, and its fields beside those in CONTEXT."""
+
+    level: Level
+    description: str
+    fields: tuple[str, ...] = ()
+
+
+EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
+    {
+        "relay.starting": Event("info", "The relay has read its configuration and starts.", ("version", "pid")),
+        "relay.listening": Event(
+            "info", "The relay takes connections.", ("host", "port", "operators_host", "operators_port")
+        ),
+        "relay.ready": Event("info", "Everything is up; `duration_ms` since the start.", ("duration_ms",)),
+        "relay.draining": Event("info", "The relay stops in order.", ("reason", "count")),
+        "relay.stopped": Event("info", "The relay has stopped; `duration_ms` of draining.", ("duration_ms",)),
+        "config.warning": Event("warning", "A setting is allowed but rarely meant.", ("message",)),
+        "database.embedded.started": Event(
+            "info", "The embedded PostgreSQL runs.", ("version", "pid", "path", "duration_ms")
+        ),
+        "database.embedded.stopped": Event("info", "The embedded PostgreSQL has stopped.", ("duration_ms",)),
+        "database.unavailable": Event("warning", "The database does not answer; requests get `unavailable`."),
+        "database.recovered": Event("info", "The database answers again; `duration_ms` of absence.", ("duration_ms",)),
+        "migration.applied": Event("info", "A migration was carried out.", ("migration", "direction", "duration_ms")),
+        "connection.opened": Event("info", "A WebSocket was accepted.", ("address", "origin")),
+        "connection.closed": Event("info", "A WebSocket ended.", ("address", "close_code", "reason", "duration_ms")),
+        "connection.rejected": Event("info", "A WebSocket was refused.", ("address", "origin", "reason")),
+        "session.authenticated": Event("info", "A connection serves a session from now on.", ("address", "method")),
+        "session.ended": Event("info", "A session was ended for good.", ("reason",)),
+        "login.failed": Event("warning", "Credentials were refused.", ("address", "reason")),
+        "account.registered": Event("info", "A user was made.", ("address",)),
+        "account.deleted": Event("info", "A user was deleted; `count` groups with it.", ("count",)),
+        "request.failed": Event("error", "A request got `internal`: a defect.", ("request", "duration_ms")),
+        "frame.rejected": Event("info", "A frame was not what the protocol says.", ("request", "code", "address")),
+        "group.created": Event("info", "A group was made."),
+        "group.deleted": Event("info", "A group was deleted.", ("seq",)),
+        "member.joined": Event("info", "A user became a member.", ("member", "seq")),
+        "member.removed": Event("info", "A member was removed or left.", ("member", "reason", "seq")),
+        "invite.created": Event("info", "An invite was made.", ("invite", "seq")),
+        "listener.connected": Event("info", "The listener hears notifications."),
+        "listener.lost": Event("warning", "The listener's connection broke; it reconnects."),
+        "listener.deaf": Event("warning", "The listener missed its own echo; it reconnects.", ("duration_ms",)),
+        "sweep.moved": Event("info", "The sweep found heads that no notification had told of.", ("count",)),
+        "append.failed": Event("error", "A batch was not written; its requests were told so.", ("lane", "count")),
+        "append.split": Event("warning", "A batch failed whole and is tried in halves.", ("lane", "count")),
+        "slow_consumer.closed": Event("warning", "A session drained nothing and was cut.", ("bytes", "duration_ms")),
+        "replay.started": Event("debug", "A replay begins after `seq`.", ("seq",)),
+        "token.reuse": Event("warning", "A used refresh token came back; its session is revoked.", ("address",)),
+        "operators.request": Event("debug", "The operators' port was asked.", ("path", "status")),
+        "janitor.swept": Event("info", "Expired rows were removed.", ("kind", "count", "duration_ms")),
+        _LIBRARY: Event("warning", "A library had something to say, at this level or above.", ("logger", "message")),
+        _UNLISTED: Event("warning", "The relay logged an event that is not declared: a defect."),
+    }
+)
+
+# What any line may bear: the frame around it, where it applies whom it concerns, and the exception it was given.
+CONTEXT: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "time": "UTC, ISO 8601",
+        "level": "debug, info, warning, error or critical",
+        "event": "name of the event",
+        "relay_id": "the relay that logged, new at each start",
+        "session": "id of the session",
+        "user": "id of the user",
+        "group": "id of the group",
+        "request_id": "the client's id of the request",
+        "error": "type of an exception",
+        "sqlstate": "PostgreSQL's code of an error",
+        "traceback": "types and places of an exception and its causes, without messages or variables",
+        "dropped": "how many fields were withheld because they are not declared",
+    }
+)
+
+FIELDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **CONTEXT,
+        "address": "network address of the client",
+        "bytes": "bytes that waited",
+        "close_code": "WebSocket close code",
+        "code": "error code of the protocol",
+        "count": "how many",
+        "direction": "up or down",
+        "duration_ms": "how long it took, or lasted",
+        "host": "address listened on",
+        "invite": "id of the invite, never its code",
+        "kind": "what was removed",
+        "lane": "number of the append lane",
+        "logger": "name of the library's logger",
+        "member": "id of the user that joined or went",
+        "message": "a fixed text, without what the library filled in",
+        "method": "how the session was authenticated",
+        "migration": "name of the migration",
+        "operators_host": "address of metrics and health",
+        "operators_port": "port of metrics and health",
+        "origin": "Origin that a browser sent",
+        "path": "path in a request, or of a folder",
+        "pid": "process id",
+        "port": "port listened on",
+        "reason": "why, as one of a few words",
+        "request": "type of the frame",
+        "seq": "sequence in the group's log",
+        "status": "HTTP status",
+        "version": "version of the software",
+    }
+)
+
+
+def get() -> FilteringBoundLogger:
+    """Return the logger; `bind(session=…)` on it makes one that repeats these fields."""
+    return cast(FilteringBoundLogger, structlog.get_logger())
+
+
+def configure(level: Level = "info", form: Format = "auto", relay_id: bytes | None = None) -> None:
+    """Log to standard error from now on, this process's libraries included. May be called again."""
+    _configure_structlog(level, form, relay_id)
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _Forward)]:
+        root.removeHandler(handler)
+    root.addHandler(_Forward())
+    root.setLevel(logging.WARNING)
+
+
+def _configure_structlog(level: Level, form: Format, relay_id: bytes | None) -> None:
+    terminal = sys.stderr.isatty()
+    console = form == "console" or (form == "auto" and terminal)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            _render_exception,
+            _AllowList(relay_id),
+            *(_console(colors=terminal and "NO_COLOR" not in os.environ) if console else [_json]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=_Sink,
+        cache_logger_on_first_use=False,
+    )
+
+
+class _Sink:
+    """Writes lines to standard error; a full disk or a closed pipe must not stop the relay."""
+
+    def __init__(self, *_: object) -> None:
+        self._stream: TextIO = sys.stderr
+
+    def msg(self, line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    debug = info = warning = error = critical = msg
+
+
+class _Forward(logging.Handler):
+    """Passes on what libraries log through the standard library."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Neither arguments nor what follows the first bracket or quote: libraries put values there.
+        message = re.match(r"[^\n(<\[{'\"=]*", record.msg) if isinstance(record.msg, str) else None
+        get().log(
+            record.levelno,
+            _LIBRARY,
+            logger=record.name,
+            message=message.group().rstrip() if message else "",
+            exc_info=record.exc_info,
+        )
+
+
+class _AllowList:
+    """Keeps declared events and fields with harmless values, in a fixed order, and counts what it withholds."""
+
+    def __init__(self, relay_id: bytes | None) -> None:
+        self._relay: Mapping[str, object] = {} if relay_id is None else {"relay_id": relay_id}
+
+    def __call__(self, _logger: WrappedLogger, _method: str, given: EventDict) -> EventDict:
+        given.update(self._relay)
+        if given["event"] not in EVENTS:
+            given["event"] = _UNLISTED
+        kept = {key: _harmless(given[key]) for key in FIELDS if key in given}
+        kept = {key: value for key, value in kept.items() if value is not _WITHHELD}
+        if dropped := len(given) - len(kept):
+            kept["dropped"] = dropped
+        return kept
+
+
+_WITHHELD: Final = object()
+
+
+def _harmless(value: object) -> object:
+    """What may be printed for a value; _WITHHELD where that is nothing."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case str():
+            return _printable(value)
+        case bytes() if len(value) == _ID_BYTES:
+            return str(uuid.UUID(bytes=value))
+        case list() | tuple():
+            items = [_harmless(item) for item in value[:_ITEMS_MAX]]
+            return _WITHHELD if _WITHHELD in items else items
+        case _:
+            return _WITHHELD
+
+
+def _printable(text: str) -> str:
+    """Text that stays on its line, cannot steer a terminal, and is not endless."""
+    if len(text) > _TEXT_MAX:
+        text = text[:_TEXT_MAX] + "…"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _render_exception(_logger: WrappedLogger, _method: str, given: EventDict) -> EventDict:
+    """Turn `exc_info` into `error`, `sqlstate` and `traceback`."""
+    error = given.pop("exc_info", None)
+    if isinstance(error, tuple):
+        error = error[1]
+    elif error is True:
+        error = sys.exc_info()[1]
+    if isinstance(error, BaseException):
+        given["error"] = _type_name(error)
+        given["traceback"] = list(_places(error, set()))
+        if isinstance(sqlstate := getattr(error, "sqlstate", None), str):
+            given["sqlstate"] = sqlstate
+    return given
+
+
+def _places(error: BaseException, seen: set[int]) -> Iterator[str]:
+    """Name the types and frames of an exception, of the members of a group, and of the causes of each."""
+    if id(error) in seen:
+        return
+    seen.add(id(error))
+    yield _type_name(error)
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        yield f"  {'/'.join(Path(code.co_filename).parts[-2:])}:{line} in {code.co_qualname}"
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from _places(member, seen)
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None:
+        yield from _places(cause, seen)
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _json(_logger: WrappedLogger, _method: str, kept: EventDict) -> str:
+    return json.dumps(kept, separators=(",", ":"))
+
+
+def _console(*, colors: bool) -> list[Processor]:
+    return [_stack_below, structlog.dev.ConsoleRenderer(timestamp_key="time", colors=colors, sort_keys=False)]
+
+
+def _stack_below(_logger: WrappedLogger, _method: str, kept: EventDict) -> EventDict:
+    """Give the traceback to the console under the key that it prints below the line."""
+    if lines := kept.pop("traceback", None):
+        kept["exception"] = "\n".join(lines)
+    return kept
+
+
+# Whoever imports a module of the relay logs by these rules, also before (or without) `configure`.
+_configure_structlog("info", "json", None)
