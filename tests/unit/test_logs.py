@@ -313,9 +313,10 @@ def test_every_declared_event_is_logged() -> None:
 
 
 def test_nothing_logs_another_way() -> None:
+    """Loggers of the standard library are only there to be handed to libraries; calls on them fail the test above."""
     for path in PACKAGE.rglob("*.py"):
-        if path.name != "logs.py":
-            assert not re.search(r"^\s*(import|from) (structlog|logging)\b", path.read_text(), re.MULTILINE), path
+        if path.name not in ("logs.py", "cli.py"):
+            assert not re.search(r"^\s*(import|from) structlog\b|\bprint\(", path.read_text(), re.MULTILINE), path
 
 
 def test_events_and_fields_are_declared_soundly() -> None:
