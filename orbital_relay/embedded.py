@@ -211,6 +211,8 @@ class EmbeddedPostgres:
         if self._process is not None:
             await _end(self._process)
             self._process = None
+            with contextlib.suppress(OSError):  # not empty: another's; gone already
+                self._layout.socket_dir.rmdir()
         while self._locks:
             os.close(self._locks.pop())
 
