@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from orbital_relay.embedded import EmbeddedPostgres
+from orbital_relay.store import migrate
 
 DEBIAN_BINARIES = Path("/usr/lib/postgresql/15/bin")
 
@@ -61,8 +62,6 @@ class TestPostgres:
             await self._execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     async def _make_template(self) -> None:
-        from orbital_relay.store import migrate  # noqa: PLC0415  tests of other things must run without it
-
         await self._execute(f"DROP DATABASE IF EXISTS {_TEMPLATE} WITH (FORCE)")
         await self._execute(f"CREATE DATABASE {_TEMPLATE}")
         await migrate.upgrade(self._dsn_of(_TEMPLATE))
