@@ -220,9 +220,10 @@ def test_an_exception_that_causes_itself_ends(capsys: pytest.CaptureFixture[str]
     assert lines(capsys)[0]["traceback"] == ["ValueError", "KeyError"]
 
 
-def test_nothing_steers_a_terminal_or_forges_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("origin", ["x\x1b[2J", "x\u202ey", "x\n2026 [info] forged", "x\udc80"])
+def test_nothing_steers_a_terminal_or_forges_a_line(origin: str, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "console")
-    logs.get().info("connection.rejected", origin="x\x1b[2J\n2026 [info] forged\u202e", reason="origin")
+    logs.get().info("connection.rejected", origin=origin, reason="origin")
     text = capsys.readouterr().err
     assert text.count("\n") == 1
     assert text.rstrip("\n").isprintable()
