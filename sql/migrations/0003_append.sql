@@ -11,6 +11,18 @@ RETURN (extract(epoch FROM t) * 1000000)::BIGINT;
 CREATE FUNCTION from_us(us BIGINT) RETURNS TIMESTAMPTZ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN TIMESTAMPTZ '1970-01-01 00:00:00+00' + us * INTERVAL '1 microsecond';
 
+-- The log with the ciphertexts that the founding tables keep; the columns as orbital_relay/store/events.py reads them.
+CREATE VIEW event_rows AS
+SELECT e.group_id, e.seq, e.hash, e.kind, e.object_id, e.actor_id, e.key_epoch, to_us(e.created_at) AS created_us,
+       e.content_hash, e.parent_id, e.field_hashes, e.statement, e.signature, t.encrypted_title,
+       coalesce(t.encrypted_body, r.encrypted_body, a.encrypted_body) AS encrypted_body,
+       e.kind IN (14, 15, 16) AND coalesce(t.erased_at, r.erased_at, a.erased_at,
+           CASE WHEN coalesce(t.id, r.id, a.id) IS NULL THEN e.created_at END) IS NOT NULL AS erased
+FROM events e
+LEFT JOIN threads t ON e.kind = 14 AND t.id = e.object_id
+LEFT JOIN replies r ON e.kind = 15 AND r.id = e.object_id
+LEFT JOIN annotations a ON e.kind = 16 AND a.id = e.object_id;
+
 -- Hash of an event, chained to the one before; the preimage is in protocol/SPEC.md.
 CREATE FUNCTION event_hash(
     previous BYTEA, group_id UUID, seq BIGINT, kind SMALLINT, object_id UUID, actor_id UUID, key_epoch INTEGER,
@@ -275,5 +287,6 @@ DROP FUNCTION append_control_v1;
 DROP FUNCTION append_posts_v1;
 DROP FUNCTION notify_wake_v1;
 DROP FUNCTION event_hash;
+DROP VIEW event_rows;
 DROP FUNCTION from_us;
 DROP FUNCTION to_us;

@@ -1,0 +1,69 @@
+-- Reading the log: each page is a range of seq within one group, ascending or descending.
+
+-- What fan-out lacks: events of one group after a position, whoever listens.
+-- name: read_events(group_id, after_seq, limit)
+SELECT * FROM event_rows WHERE group_id = $1 AND seq > $2 ORDER BY seq LIMIT $3;
+
+-- A page of a replay for several groups of one member at once. Groups of which the user is no member yield nothing:
+-- membership is checked in the statement that reads.
+-- name: read_replay(user_id, group_ids, after_seqs, limit)
+SELECT e.*
+FROM unnest($2::UUID[], $3::BIGINT[]) AS s(group_id, after_seq)
+JOIN members m ON m.group_id = s.group_id AND m.user_id = $1
+CROSS JOIN LATERAL (
+    SELECT * FROM event_rows v WHERE v.group_id = s.group_id AND v.seq > s.after_seq ORDER BY v.seq LIMIT $4
+) e
+ORDER BY e.group_id, e.seq;
+
+-- Where groups stand for a user who wants to subscribe: with the hash at the cursor, and whether they are a member.
+-- name: read_cursors(user_id, group_ids, after_seqs)
+SELECT s.group_id, h.last_seq, h.head_hash, h.deleted_at IS NOT NULL, m.user_id IS NOT NULL, e.hash
+FROM unnest($2::UUID[], $3::BIGINT[]) AS s(group_id, after_seq)
+LEFT JOIN group_heads h ON h.group_id = s.group_id
+LEFT JOIN members m ON m.group_id = s.group_id AND m.user_id = $1
+LEFT JOIN events e ON e.group_id = s.group_id AND e.seq = s.after_seq;
+
+-- Which of these groups the user is a member of.
+-- name: read_memberships(user_id, group_ids)
+SELECT m.group_id FROM members m WHERE m.user_id = $1 AND m.group_id = ANY ($2::UUID[]);
+
+-- name: read_heads(group_ids)
+SELECT group_id, last_seq, deleted_at IS NOT NULL FROM group_heads WHERE group_id = ANY ($1::UUID[]);
+
+-- The head of a group and the hash at a position, for a member.
+-- name: read_head_as_member(group_id, user_id, seq)
+SELECT h.last_seq, h.head_hash, e.hash
+FROM group_heads h
+JOIN members m ON m.group_id = h.group_id AND m.user_id = $2
+LEFT JOIN events e ON e.group_id = h.group_id AND e.seq = $3
+WHERE h.group_id = $1 AND h.deleted_at IS NULL;
+
+-- name: list_events_up(group_id, after_seq, before_seq, limit, kinds)
+SELECT * FROM event_rows
+WHERE group_id = $1 AND seq > $2 AND seq < $3 AND ($5::SMALLINT[] IS NULL OR kind = ANY ($5::SMALLINT[]))
+ORDER BY seq LIMIT $4;
+
+-- name: list_events_down(group_id, after_seq, before_seq, limit, kinds)
+SELECT * FROM event_rows
+WHERE group_id = $1 AND seq > $2 AND seq < $3 AND ($5::SMALLINT[] IS NULL OR kind = ANY ($5::SMALLINT[]))
+ORDER BY seq DESC LIMIT $4;
+
+-- name: list_threads_up(group_id, after_seq, before_seq, limit)
+SELECT v.* FROM threads t JOIN event_rows v ON v.group_id = t.group_id AND v.seq = t.seq
+WHERE t.group_id = $1 AND t.seq > $2 AND t.seq < $3 ORDER BY t.seq LIMIT $4;
+
+-- name: list_threads_down(group_id, after_seq, before_seq, limit)
+SELECT v.* FROM threads t JOIN event_rows v ON v.group_id = t.group_id AND v.seq = t.seq
+WHERE t.group_id = $1 AND t.seq > $2 AND t.seq < $3 ORDER BY t.seq DESC LIMIT $4;
+
+-- name: list_replies_up(group_id, after_seq, before_seq, limit, thread_id)
+SELECT v.* FROM replies r JOIN event_rows v ON v.group_id = r.group_id AND v.seq = r.seq
+WHERE r.thread_id = $5 AND r.group_id = $1 AND r.seq > $2 AND r.seq < $3 ORDER BY r.seq LIMIT $4;
+
+-- name: list_replies_down(group_id, after_seq, before_seq, limit, thread_id)
+SELECT v.* FROM replies r JOIN event_rows v ON v.group_id = r.group_id AND v.seq = r.seq
+WHERE r.thread_id = $5 AND r.group_id = $1 AND r.seq > $2 AND r.seq < $3 ORDER BY r.seq DESC LIMIT $4;
+
+-- Whether the thread is in this group.
+-- name: find_thread(group_id, thread_id)
+SELECT 1 FROM threads WHERE group_id = $1 AND id = $2;
