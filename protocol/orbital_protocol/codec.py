@@ -22,7 +22,7 @@ class Undecodable(ValueError):
 
 
 class BadFrame(ValueError):
-    """A frame that decodes but is wrong: its `code`, the field concerned, and the `id` to answer, where there is one."""
+    """A frame that decodes but is wrong: its `code`, the field concerned, and the `id` to answer, if there is one."""
 
     def __init__(self, code: ErrorCode, message: str, *, request_id: int | None = None, field: str | None = None):
         super().__init__(message)
@@ -39,10 +39,10 @@ class _Head(msgspec.Struct):
 _encoder = msgspec.msgpack.Encoder()
 _heads = msgspec.msgpack.Decoder(_Head)
 _requests = msgspec.msgpack.Decoder(Union[tuple(REQUESTS)])  # noqa: UP007  made from the table
-_pushes = msgspec.msgpack.Decoder(Union[(*PUSHES, Error)])  # noqa: UP007
+_pushes = msgspec.msgpack.Decoder(Union[(*PUSHES, Error)])
 _answers = {answer: msgspec.msgpack.Decoder(answer) for answer in set(REQUESTS.values())}
 _request_types = frozenset(type_of(request) for request in REQUESTS)
-_push_types = frozenset(type_of(frame) for frame in (*PUSHES, Error))
+_push_types = frozenset(type_of(push) for push in PUSHES) | {type_of(Error)}
 
 
 def encode(frame: Frame) -> bytes:

@@ -4,7 +4,7 @@ Every struct is immutable. Ids, keys, hashes, signatures and ciphertexts are `by
 1970 UTC. A field with a default may be absent on the wire and is left out when it has its default.
 """
 
-from typing import Annotated
+from typing import Annotated, dataclass_transform
 
 import msgspec
 from msgspec import Meta
@@ -26,10 +26,13 @@ from orbital_protocol.fields import (
 )
 
 
+# Structs below inherit frozen and kw_only; without this type checkers would not know.
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A map inside of a frame."""
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
     """A MessagePack map with the key `type`."""
 

@@ -7,7 +7,7 @@ and forwarded as they came; whoever decodes a statement refuses one that it woul
 
 from collections.abc import Iterable
 from hashlib import sha256
-from typing import Annotated, Final
+from typing import Annotated, Final, dataclass_transform
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -26,6 +26,8 @@ class StatementError(ValueError):
     """The bytes are not a statement in its one valid encoding; the message names the element."""
 
 
+# Structs below inherit frozen and kw_only; without this type checkers would not know.
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Statement(msgspec.Struct, array_like=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The elements that every statement begins with (after its kind)."""
 
