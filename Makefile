@@ -62,8 +62,8 @@ clean: ## remove what can be made again: .venv and caches, never .data/
 
 # The environment, in three steps that are each done again only when what they read has changed.
 $(VENV)/.made:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo "Orbital needs Python 3.11 or newer, and '$(PYTHON)' is not; name another: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "Orbital needs Python 3.11 or newer, which '$(PYTHON)' is not; name another: make PYTHON=python3.12 …" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "Orbital needs Python's venv module; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Making $(VENV) …"
