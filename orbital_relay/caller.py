@@ -7,6 +7,8 @@ from typing import Protocol
 from orbital_protocol.codes import CloseCode, Scope
 from orbital_protocol.frames import Frame
 
+from orbital_relay.errors import Unauthenticated
+
 ALL_SCOPES = frozenset(Scope)
 
 
@@ -30,6 +32,15 @@ class Caller:
         return self.groups is None or group_id in self.groups
 
 
+@dataclass(frozen=True, slots=True)
+class LiveSession:
+    """An authenticated session as the sweep revalidates it."""
+
+    session_id: bytes
+    user_id: bytes
+    token_epoch: int
+
+
 class Peer(Protocol):
     """What handlers see of a connection."""
 
@@ -47,8 +58,18 @@ class Peer(Protocol):
     def push(self, frame: Frame) -> None:
         """Queue a frame that answers no request."""
 
+    def after_answer(self, callback: Callable[[], None]) -> None:
+        """Call back once the answer to the request at hand has been queued."""
+
     def close_soon(self, code: CloseCode) -> None:
         """Close once the answers that are due have been sent."""
+
+
+def require_caller(peer: Peer) -> Caller:
+    """Who is authenticated on this connection; raise Unauthenticated where nobody is."""
+    if peer.caller is None:
+        raise Unauthenticated
+    return peer.caller
 
 
 Clock = Callable[[], int]
