@@ -6,7 +6,6 @@ from typing import Protocol
 
 from orbital_protocol.codes import CloseCode, Scope
 from orbital_protocol.frames import Frame
-
 from orbital_relay.errors import Unauthenticated
 
 ALL_SCOPES = frozenset(Scope)
