@@ -36,6 +36,9 @@ class _Head(msgspec.Struct):
     id: Any = None
 
 
+# What msgspec raises for bytes that are MessagePack and yet not the frame in question; strings may not be UTF-8.
+_WRONG: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _encoder = msgspec.msgpack.Encoder()
 _heads = msgspec.msgpack.Decoder(_Head)
 _requests = msgspec.msgpack.Decoder(Union[tuple(REQUESTS)])  # noqa: UP007  made from the table
@@ -129,7 +132,7 @@ def decode_request(raw: bytes | memoryview) -> Request:
     """Decode one frame of a client's; raise BadFrame with the `id` and the field where it is wrong."""
     try:
         request: Request = _requests.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _WRONG as error:
         raise _explain(raw, error) from None
     return request
 
@@ -138,7 +141,7 @@ def _explain(raw: bytes | memoryview, error: Exception) -> BadFrame:
     """Say what is wrong with a frame that could not be decoded as a request."""
     try:
         head = _heads.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except _WRONG:
         return BadFrame(ErrorCode.BAD_FRAME, "a frame is a map whose keys are strings")
     is_id = type(head.id) is int and 0 <= head.id < 2**32
     request_id = head.id if is_id else None
@@ -158,7 +161,7 @@ def frame_head(raw: bytes | memoryview) -> tuple[str, int | None]:
     """Return the `type` and `id` of a frame; raise BadFrame if there is no `type`."""
     try:
         head = _heads.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except _WRONG:
         raise BadFrame(ErrorCode.BAD_FRAME, "a frame is a map whose keys are strings") from None
     if not isinstance(head.type, str):
         raise BadFrame(ErrorCode.BAD_FRAME, "a frame has a `type`, a string", field="type")
@@ -169,7 +172,7 @@ def decode_answer(raw: bytes | memoryview, answer: type[Ok]) -> Ok:
     """Decode an `ok` frame as the answer that its request calls for; raise BadFrame if it isn't one."""
     try:
         frame: Ok = _answers[answer].decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _WRONG as error:
         raise BadFrame(ErrorCode.BAD_FRAME, str(error)) from None
     return frame
 
@@ -181,6 +184,6 @@ def decode_push(raw: bytes | memoryview) -> Push | Error | None:
         return None
     try:
         frame: Push | Error = _pushes.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _WRONG as error:
         raise BadFrame(ErrorCode.BAD_FRAME, str(error), request_id=request_id) from None
     return frame
