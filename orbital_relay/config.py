@@ -143,7 +143,11 @@ class Limits(BaseModel):
     max_cursors_per_user: Annotated[int, _about("named cursors of a user", 1, 100_000)] = 256
     max_backup_bytes: Annotated[int, _about("a user's encrypted key backup", 1_024, 67_108_864)] = 1_044_480
     max_tokens_per_user: Annotated[int, _about("bot tokens of a user", 1, 100_000)] = 50
-    page_limit: Annotated[int, _about("entries of a page, at most", 1, 10_000)] = 200
+    max_sessions_per_user: Annotated[int, _about("sessions of a user; the oldest gives way", 1, 100_000)] = 100
+    max_join_requests_per_group: Annotated[int, _about("knocks that wait at a group", 1, 100_000)] = 100
+    page_limit: Annotated[int, _about("entries of a page, at most", 1, 1_000)] = 200
+    rekeys_per_hour: Annotated[int, _about("unforced rekeys of a group an hour", 1, 1_000_000)] = 60
+    knocks_per_hour: Annotated[int, _about("knocks of a user an hour", 1, 1_000_000)] = 20
 
 
 class Settings(Limits):
@@ -203,7 +207,6 @@ class Settings(Limits):
     registrations_per_hour_per_address: Annotated[
         int, _about("accounts that one address may register an hour; 0 is no limit", 0, 1_000_000)
     ] = 100
-    rekeys_per_hour: Annotated[int, _about("unforced rekeys of a group an hour", 1, 1_000_000)] = 60
 
     pool_min: Annotated[int, _about("database connections kept open", 0, 1_000)] = 2
     pool_max: Annotated[int, _about("database connections at most", 1, 1_000)] = 10

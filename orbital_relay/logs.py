@@ -61,7 +61,7 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "database.recovered": Event("info", "The database answers again; `duration_ms` of absence.", ("duration_ms",)),
         "migration.applied": Event("info", "A migration was carried out.", ("migration", "direction", "duration_ms")),
         "connection.opened": Event("info", "A WebSocket was accepted.", ("address", "origin")),
-        "connection.closed": Event("info", "A WebSocket ended.", ("address", "close_code", "reason", "duration_ms")),
+        "connection.closed": Event("info", "A WebSocket ended.", ("address", "close_code", "duration_ms")),
         "connection.rejected": Event("info", "A WebSocket was refused.", ("address", "origin", "reason")),
         "session.authenticated": Event("info", "A connection serves a session from now on.", ("address", "method")),
         "session.ended": Event("info", "A session was ended for good.", ("reason",)),
@@ -80,6 +80,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "listener.deaf": Event("warning", "The listener missed its own echo; it reconnects.", ("duration_ms",)),
         "sweep.moved": Event("info", "The sweep found heads that no notification had told of.", ("count",)),
         "append.failed": Event("error", "A batch was not written; its requests were told so.", ("lane", "count")),
+        "append.retried": Event(
+            "warning", "A batch's fate is unknown; it is appended again, which is safe.", ("lane", "count")
+        ),
         "append.split": Event("warning", "A batch failed whole and is tried in halves.", ("lane", "count")),
         "slow_consumer.closed": Event("warning", "A session drained nothing and was cut.", ("bytes", "duration_ms")),
         "replay.started": Event("debug", "A replay begins after `seq`.", ("seq",)),

@@ -9,7 +9,10 @@ from typing import TypeAlias
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
+from orbital_relay import logs
 from orbital_relay.errors import Overloaded, Unavailable
+
+logger = logs.get()
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 
@@ -77,6 +80,8 @@ class Database:
         self.settings = settings
         self._relay_name = relay_name
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self.is_up = False
+        """Whether the database answered when it was last asked; the sweep asks every second or two."""
 
     async def open(self) -> None:
         """Connect; raise OSError or asyncpg's errors where that fails."""
@@ -91,6 +96,7 @@ class Database:
             init=prepare_connection,
             server_settings=_server_settings(f"orbital-relay pool {self._relay_name}"),
         )
+        self.is_up = True
 
     async def close(self) -> None:
         """Give running statements a moment, then close every connection."""
@@ -113,7 +119,14 @@ class Database:
         except TimeoutError as error:
             raise Overloaded("The database is busy.") from error
         except DATABASE_AWAY as error:
+            self._note(up=False)
             raise Unavailable from error
+        self._note(up=True)
+
+    def _note(self, *, up: bool) -> None:
+        if up != self.is_up:
+            self.is_up = up
+            (logger.info if up else logger.warning)("database.recovered" if up else "database.unavailable")
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

@@ -1,0 +1,141 @@
+"""Frame type → handler: one table, total over `frames.REQUESTS`, with the scope that each request needs."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from orbital_protocol import frames, statements
+from orbital_protocol.codes import Scope
+from orbital_protocol.frames import ControlRequest, Ok, Request
+
+from orbital_relay.caller import Caller, Peer
+from orbital_relay.handlers.accounts import Accounts
+from orbital_relay.handlers.groups import Groups
+from orbital_relay.handlers.invites import Invites
+from orbital_relay.handlers.members import Members
+from orbital_relay.handlers.posts import Posts
+from orbital_relay.handlers.subscriptions import Live
+from orbital_relay.handlers.tokens import Tokens
+from orbital_relay.store.posts import Post
+
+RequestT = TypeVar("RequestT", bound=Request)
+Handler = Callable[[Peer, Any], Awaitable[Ok]]
+Checked = Callable[[Caller, Any], Post]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What becomes of a request. `scope` None: before authentication too. Posts are checked, then the writer's."""
+
+    handler: Handler | None
+    checked: Checked | None
+    scope: Scope | None
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """Every handler of a relay."""
+
+    accounts: Accounts
+    tokens: Tokens
+    groups: Groups
+    members: Members
+    invites: Invites
+    posts: Posts
+    live: Live
+
+
+def _handle(
+    request: type[RequestT], handler: Callable[[Peer, RequestT], Awaitable[Ok]], scope: Scope | None = None
+) -> tuple[type[Request], Route]:
+    return request, Route(handler, None, scope)
+
+
+def _post(request: type[RequestT], checked: Callable[[Caller, RequestT], Post]) -> tuple[type[Request], Route]:
+    return request, Route(None, checked, Scope.POST)
+
+
+def routes(h: Handlers) -> Mapping[type[Request], Route]:
+    """The table. Raise AssertionError if a request is missing."""
+    table = dict(
+        (
+            _handle(frames.Register, h.accounts.register),
+            _handle(frames.Login, h.accounts.login),
+            _handle(frames.Authenticate, h.accounts.authenticate),
+            _handle(frames.Refresh, h.accounts.refresh),
+            _handle(frames.Ping, h.live.ping),
+            _handle(frames.Logout, h.accounts.logout, Scope.ACCOUNT),
+            _handle(frames.SessionList, h.accounts.session_list, Scope.ACCOUNT),
+            _handle(frames.SessionRevoke, h.accounts.session_revoke, Scope.ACCOUNT),
+            _handle(frames.PasswordChange, h.accounts.password_change, Scope.ACCOUNT),
+            _handle(frames.AccountDelete, h.accounts.account_delete, Scope.ACCOUNT),
+            _handle(frames.KeyReplace, h.accounts.key_replace, Scope.ACCOUNT),
+            _handle(frames.BackupPut, h.accounts.backup_put, Scope.ACCOUNT),
+            _handle(frames.BackupGet, h.accounts.backup_get, Scope.READ),
+            _handle(frames.UserGet, h.accounts.user_get, Scope.READ),
+            _handle(frames.TokenCreate, h.tokens.token_create, Scope.ACCOUNT),
+            _handle(frames.TokenList, h.tokens.token_list, Scope.ACCOUNT),
+            _handle(frames.TokenRevoke, h.tokens.token_revoke, Scope.ACCOUNT),
+            _handle(frames.GroupCreate, h.groups.create, Scope.MANAGE),
+            _handle(frames.GroupList, h.groups.list, Scope.READ),
+            _handle(frames.GroupGet, h.groups.get, Scope.READ),
+            _handle(frames.GroupUpdate, h.groups.update, Scope.MANAGE),
+            _handle(frames.GroupDelete, h.groups.delete, Scope.MANAGE),
+            _handle(frames.GroupTransfer, h.groups.transfer, Scope.MANAGE),
+            _handle(frames.GroupLeave, h.groups.leave, Scope.MANAGE),
+            _handle(frames.GroupKeys, h.groups.keys, Scope.READ),
+            _handle(frames.GroupRekey, h.groups.rekey, Scope.MANAGE),
+            _handle(frames.GroupWrap, h.groups.wrap, Scope.MANAGE),
+            _handle(frames.MemberList, h.members.list, Scope.READ),
+            _handle(frames.MemberRemove, h.members.remove, Scope.MANAGE),
+            _handle(frames.MemberUnban, h.members.unban, Scope.MANAGE),
+            _handle(frames.MemberSetRole, h.members.set_role, Scope.MANAGE),
+            _handle(frames.InviteCreate, h.invites.create, Scope.MANAGE),
+            _handle(frames.InviteList, h.invites.list, Scope.READ),
+            _handle(frames.InviteRevoke, h.invites.revoke, Scope.MANAGE),
+            _handle(frames.InviteRotate, h.invites.rotate, Scope.MANAGE),
+            _handle(frames.InviteOpen, h.invites.open, Scope.MANAGE),
+            _handle(frames.GroupJoin, h.invites.join, Scope.MANAGE),
+            _handle(frames.GroupKnock, h.invites.knock, Scope.MANAGE),
+            _handle(frames.GroupAdmit, h.invites.admit, Scope.MANAGE),
+            _handle(frames.GroupDeny, h.invites.deny, Scope.MANAGE),
+            _post(frames.ThreadPost, h.posts.thread),
+            _post(frames.ReplyPost, h.posts.reply),
+            _post(frames.AnnotationPost, h.posts.annotation),
+            _handle(frames.PostDelete, h.members.delete_post, Scope.POST),
+            _handle(frames.ThreadList, h.posts.thread_list, Scope.READ),
+            _handle(frames.ReplyList, h.posts.reply_list, Scope.READ),
+            _handle(frames.EventList, h.posts.event_list, Scope.READ),
+            _handle(frames.Subscribe, h.live.subscribe, Scope.READ),
+            _handle(frames.Unsubscribe, h.live.unsubscribe, Scope.READ),
+            _handle(frames.SignalSend, h.live.signal_send, Scope.SIGNAL),
+            _handle(frames.CursorPut, h.live.cursor_put, Scope.READ),
+            _handle(frames.CursorGet, h.live.cursor_get, Scope.READ),
+        )
+    )
+    if missing := frames.REQUESTS.keys() - table.keys():
+        raise AssertionError(f"no handler for {missing}")
+    return table
+
+
+def groups_of(request: Request) -> tuple[bytes, ...]:
+    """The groups that a request concerns: those requests of a connection are carried out in order."""
+    match request:
+        case ControlRequest():
+            return _group_of_statement(request.statement)
+        case frames.KeyReplace():
+            return tuple(g for signed in request.statements for g in _group_of_statement(signed.statement))
+        case frames.Subscribe():
+            return tuple(group.group_id for group in request.groups)
+        case frames.Unsubscribe():
+            return tuple(request.groups)
+        case _:
+            group_id = getattr(request, "group_id", None)
+            return () if group_id is None else (group_id,)
+
+
+def _group_of_statement(raw: bytes) -> tuple[bytes, ...]:
+    try:
+        return (statements.decode(raw).group_id,)
+    except statements.StatementError:
+        return ()  # its handler will say so

@@ -1,0 +1,82 @@
+"""The live connections of this relay, by connection, session and user: for pushes, revocation, heartbeats and drain."""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from orbital_protocol.codes import CloseCode
+from orbital_protocol.frames import Push
+
+from orbital_relay.caller import Caller, LiveSession, Peer
+
+
+class LiveConnection(Peer, Protocol):
+    """What the registry needs of a connection beside what handlers see."""
+
+    def close_now(self, code: CloseCode) -> None:
+        """Close without waiting for answers that are due."""
+
+
+class Registry:
+    """Who is connected."""
+
+    def __init__(self) -> None:
+        self._connections: dict[bytes, LiveConnection] = {}
+        self._by_user: dict[bytes, set[LiveConnection]] = {}
+        self.authenticated_count = 0
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def __iter__(self) -> Iterator[LiveConnection]:
+        return iter(list(self._connections.values()))
+
+    def add(self, connection: LiveConnection) -> None:
+        """A connection has begun."""
+        self._connections[connection.connection_id] = connection
+
+    def remove(self, connection: LiveConnection) -> None:
+        """A connection has ended."""
+        self._connections.pop(connection.connection_id, None)
+        if connection.caller is not None:
+            mine = self._by_user.get(connection.caller.user_id, set())
+            if connection in mine:
+                mine.remove(connection)
+                self.authenticated_count -= 1
+                if not mine:
+                    del self._by_user[connection.caller.user_id]
+
+    def authenticated(self, connection: LiveConnection, caller: Caller) -> None:
+        """A connection is this caller's from now on."""
+        mine = self._by_user.setdefault(caller.user_id, set())
+        if connection not in mine:
+            mine.add(connection)
+            self.authenticated_count += 1
+
+    def of_user(self, user_id: bytes) -> list[LiveConnection]:
+        """The user's connections here."""
+        return list(self._by_user.get(user_id, ()))
+
+    def push_to_users(self, user_ids: Iterable[bytes], frame: Push) -> None:
+        """Push a frame to every connection of these users."""
+        for user_id in user_ids:
+            for connection in self.of_user(user_id):
+                connection.push(frame)
+
+    def end_sessions(self, session_ids: Iterable[bytes], code: CloseCode) -> None:
+        """Close the connections of these sessions (or bot tokens)."""
+        ended = frozenset(session_ids)
+        for connection in self:
+            if connection.caller is not None and connection.caller.session_id in ended:
+                connection.close_now(code)
+
+    def end_user(self, user_id: bytes, code: CloseCode, token_epoch: int | None = None) -> None:
+        """Close a user's connections; with a token epoch, only those of an older one."""
+        for connection in self.of_user(user_id):
+            caller = connection.caller
+            if caller is not None and (token_epoch is None or caller.token_epoch < token_epoch):
+                connection.close_now(code)
+
+    def sessions(self) -> list[LiveSession]:
+        """Every authenticated session here, once."""
+        callers = {c.caller.session_id: c.caller for c in self if c.caller is not None}
+        return [LiveSession(c.session_id, c.user_id, c.token_epoch) for c in callers.values()]

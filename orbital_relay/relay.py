@@ -1,0 +1,272 @@
+"""The composition root: build, start, drain, stop. It alone knows how the parts are joined."""
+
+import asyncio
+import os
+import ssl
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import asyncpg
+
+from orbital_protocol.codec import MAX_DEPTH
+from orbital_protocol.codes import CloseCode
+from orbital_protocol.frames import Limits
+from orbital_protocol.statements import MAX_STATEMENT_BYTES
+from orbital_relay import __version__, logs, token_keys
+from orbital_relay.announcer import Announcer
+from orbital_relay.config import Settings, TokenKey
+from orbital_relay.config import warnings as config_warnings
+from orbital_relay.dispatch import Handlers, routes
+from orbital_relay.embedded import EmbeddedPostgres
+from orbital_relay.errors import StartupError
+from orbital_relay.fanout import Fanout
+from orbital_relay.gateway import Gateway, GatewaySettings
+from orbital_relay.heartbeat import Heartbeat, Pulse
+from orbital_relay.janitor import Janitor
+from orbital_relay.listener import Hears, Listener
+from orbital_relay.metrics import Metrics
+from orbital_relay.operators import Operators, Readiness
+from orbital_relay.outbox import Flusher
+from orbital_relay.reactions import Reactions
+from orbital_relay.registry import Registry
+from orbital_relay.replay import Replays
+from orbital_relay.session import Services
+from orbital_relay.store import migrate
+from orbital_relay.store.pool import Database, PoolSettings
+from orbital_relay.writer import Lane, Writer
+
+logger = logs.get()
+
+_JANITOR_S: Final = 60
+
+
+def limits_of(settings: Settings) -> Limits:
+    """What `hello` says, and what is enforced."""
+    return Limits(max_depth=MAX_DEPTH, max_statement_bytes=MAX_STATEMENT_BYTES, **settings.limits.model_dump())
+
+
+def now_us() -> int:
+    """Microseconds since 1970 UTC."""
+    return time.time_ns() // 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where the relay listens."""
+
+    port: int
+    operators_port: int
+
+
+class Relay:
+    """One relay. `run` builds it, serves until `stop` is called, drains, and leaves nothing behind."""
+
+    def __init__(self, settings: Settings, relay_id: bytes) -> None:
+        self._settings = settings
+        self._relay_id = relay_id
+        self._relay_hex = relay_id.hex()
+        self._stopping = asyncio.Event()
+        self._embedded: EmbeddedPostgres | None = None
+        self._metrics = Metrics()
+        self._registry = Registry()
+        self._limits = limits_of(settings)
+
+    def stop(self) -> None:
+        """Drain and end; `run` returns when that is done."""
+        self._stopping.set()
+
+    async def run(self, on_listening: Callable[[Listening], None]) -> None:
+        """Serve until `stop`. Raise StartupError, EmbeddedError or OSError where the relay can't start."""
+        logger.info("relay.starting", version=__version__, pid=os.getpid())
+        for sentence in config_warnings(self._settings):
+            logger.warning("config.warning", message=sentence)
+        async with AsyncExitStack() as stack:
+            pool_settings = await self._prepare_database(stack)
+            database = Database(pool_settings, self._relay_hex)
+            stack.push_async_callback(database.close)
+            keys = await self._open(database)
+            await self._serve(database, pool_settings, keys, on_listening)
+
+    # ── the database ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _prepare_database(self, stack: AsyncExitStack) -> PoolSettings:
+        """Start the embedded database and bring its schema up, or check the operator's."""
+        settings = self._settings
+        dsn = settings.database_url
+        if dsn is None:
+            embedded = EmbeddedPostgres(settings.data_dir / "postgres")
+            stack.push_async_callback(embedded.stop)
+            dsn = await embedded.start()
+            self._embedded = embedded
+            for migration in await migrate.upgrade(dsn):
+                logger.info("migration.applied", migration=migration, direction="up")
+        else:
+            await migrate.require_current(dsn)
+        return PoolSettings(
+            dsn=dsn,
+            min_size=settings.pool_min,
+            max_size=settings.pool_max - settings.lanes,
+            idle_s=settings.pool_idle_s,
+            connect_timeout_s=settings.pool_connect_timeout_s,
+            acquire_timeout_s=settings.acquire_timeout_s,
+            statement_timeout_s=settings.statement_timeout_s,
+        )
+
+    async def _open(self, database: Database) -> Sequence[TokenKey]:
+        """Open the pool, and agree with the other relays on the keys that sign tokens."""
+        keys = token_keys.load(self._settings)
+        try:
+            await database.open()
+        except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+            raise StartupError(f"database_url: the database does not answer: {error}") from error
+        async with database.transaction() as connection:
+            await token_keys.register(connection, keys)
+        return keys
+
+    # ── the parts ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _serve(
+        self,
+        database: Database,
+        pool_settings: PoolSettings,
+        keys: Sequence[TokenKey],
+        on_listening: Callable[[Listening], None],
+    ) -> None:
+        settings = self._settings
+        fanout = Fanout(database, self._metrics, settings.ring_bytes)
+        writer = self._writer(pool_settings, fanout)
+        fanout.on_progress = writer.nudge
+        announcer = Announcer(database)
+        handlers = self._handlers(database, keys, fanout, announcer)
+        reactions = Reactions(self._relay_hex, self._registry, fanout, handlers.invites.announcement)
+        listener = self._listener(database, pool_settings, fanout, reactions)
+        heartbeat = Heartbeat(
+            Pulse(settings.heartbeat_ms, settings.no_pong_ms, settings.slow_consumer_ms), now_us, self._metrics
+        )
+        services = self._services(database, fanout, writer, handlers)
+        gateway = Gateway(self._gateway_settings(), services, heartbeat, writer.flushed)
+        operators = Operators(
+            settings.operators_host, settings.operators_port, self._metrics, lambda: self._readiness(database, listener)
+        )
+        background: dict[str, Coroutine[Any, Any, None]] = {
+            "fanout": fanout.run(),
+            "writer": writer.run(),
+            "listener": listener.run(),
+            "announcer": announcer.run(),
+            "reactions": reactions.run(),
+            "heartbeat": heartbeat.run(),
+            "janitor": Janitor(database).run(_JANITOR_S),
+        }
+        if self._embedded is not None:
+            background["embedded database"] = self._watch(self._embedded)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work, name=name) for name, work in background.items()]
+            try:
+                operators_port = await operators.start()
+                port = await gateway.start()
+                logger.info(
+                    "relay.listening",
+                    host=settings.listen_host,
+                    port=port,
+                    operators_host=settings.operators_host,
+                    operators_port=operators_port,
+                )
+                on_listening(Listening(port, operators_port))
+                await self._stopping.wait()
+                await self._drain(gateway)
+            finally:
+                await operators.stop()
+                for task in tasks:
+                    task.cancel()
+
+    async def _drain(self, gateway: Gateway) -> None:
+        started = time.monotonic()
+        logger.info("relay.draining", count=len(self._registry))
+        await gateway.drain(self._settings.drain_timeout_ms / 1000)
+        logger.info("relay.stopped", duration_ms=round((time.monotonic() - started) * 1000))
+
+    async def _watch(self, embedded: EmbeddedPostgres) -> None:
+        """Without its database the embedded relay has no business going on: whoever supervises it starts it again."""
+        status = await embedded.wait()
+        raise StartupError(f"the embedded PostgreSQL has ended (status {status})")
+
+    def _writer(self, pool_settings: PoolSettings, fanout: Fanout) -> Writer:
+        settings = self._settings
+        return Writer(
+            [
+                Lane(
+                    number,
+                    pool_settings,
+                    fanout,
+                    self._metrics,
+                    self._relay_hex,
+                    max_batch=settings.max_batch,
+                    max_queue=settings.lane_queue,
+                )
+                for number in range(settings.lanes)
+            ]
+        )
+
+    def _listener(
+        self, database: Database, pool_settings: PoolSettings, fanout: Fanout, reactions: Reactions
+    ) -> Listener:
+        settings = self._settings
+        return Listener(
+            database=database,
+            settings=replace(pool_settings, dsn=settings.listener_database_url or pool_settings.dsn),
+            relay_hex=self._relay_hex,
+            hears=Hears(
+                wake=fanout.wake,
+                bury=fanout.bury,
+                hint=reactions.react,
+                groups=fanout.groups,
+                sessions=self._registry.sessions,
+                end_sessions=lambda ids: self._registry.end_sessions(ids, CloseCode.REVOKED),
+            ),
+            metrics=self._metrics,
+            echo_ms=settings.echo_ms,
+            sweep_ms=settings.sweep_ms,
+        )
+
+    def _services(self, database: Database, fanout: Fanout, writer: Writer, handlers: Handlers) -> Services:
+        settings = self._settings
+        return Services(
+            relay_id=self._relay_id,
+            routes=routes(handlers),
+            writer=writer,
+            replays=Replays(database, fanout, self._metrics, settings.replay_concurrency),
+            registry=self._registry,
+            metrics=self._metrics,
+            limits=self._limits,
+            flusher=Flusher(asyncio.get_running_loop()),
+            now=now_us,
+            registration=settings.registration,
+            auth_timeout_ms=settings.auth_timeout_ms,
+            heartbeat_ms=settings.heartbeat_ms,
+            outbox_bytes=settings.outbox_bytes,
+        )
+
+    def _gateway_settings(self) -> GatewaySettings:
+        settings = self._settings
+        context = None
+        if settings.tls_cert is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(settings.tls_cert, settings.tls_key)
+        return GatewaySettings(
+            host=settings.listen_host,
+            port=settings.listen_port,
+            ssl_context=context,
+            origins=settings.origins,
+            allow_no_origin=settings.allow_no_origin,
+            trusted_proxies=settings.trusted_proxies,
+            connections_max=settings.connections_max,
+            connections_per_address=settings.connections_per_address,
+            unauthenticated_max=settings.unauthenticated_max,
+            max_unauthenticated_frame_bytes=settings.max_unauthenticated_frame_bytes,
+        )
+
+    def _readiness(self, database: Database, listener: Listener) -> Readiness:
+        return Readiness(database=database.is_up, listener=listener.is_up, draining=self._stopping.is_set())

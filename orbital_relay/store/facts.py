@@ -1,0 +1,19 @@
+"""What all relays on this database must agree on."""
+
+from typing import Final
+
+from orbital_relay.store.pool import Connection
+from orbital_relay.store.queries import query
+
+_AGREE: Final = query("agree_on_fact")
+_REPLACE: Final = query("replace_fact")
+
+
+async def agree_on(connection: Connection, name: str, value: str) -> str:
+    """Put the fact down if nobody has; return what is there."""
+    return str(await connection.fetchval(_AGREE, name, value))
+
+
+async def replace(connection: Connection, name: str, value: str) -> None:
+    """Put another value down."""
+    await connection.execute(_REPLACE, name, value)

@@ -1,0 +1,71 @@
+"""The WebSocket of one connection, as the `websockets` library keeps it, with three things added: when it was last
+heard from, an outbox that learns of back-pressure, and a close that does not wait for a reader who isn't there."""
+
+import asyncio
+import contextlib
+from typing import Any, Final
+
+from orbital_protocol.codes import CloseCode
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
+
+from orbital_relay.outbox import Outbox
+
+_PING: Final = b"\x89\x00"
+
+
+class Socket(ServerConnection):
+    """A server connection that the relay writes to through an outbox."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.outbox: Outbox | None = None
+        self.heard_at = self.loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        """Any received byte is a sign of life."""
+        self.heard_at = self.loop.time()
+        super().data_received(data)
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is full."""
+        super().pause_writing()
+        if self.outbox is not None:
+            self.outbox.pause()
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has room again."""
+        super().resume_writing()
+        if self.outbox is not None:
+            self.outbox.resume()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody must wait for room any more."""
+        super().connection_lost(exc)
+        if self.outbox is not None:
+            self.outbox.discard()
+            self.outbox.release()
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a sign of life could be noticed: not while the relay itself has paused reading."""
+        return not self.recv_messages.paused
+
+    def send_ping(self) -> None:
+        """Send an empty ping; its pong counts like any other byte."""
+        if self.protocol.state is State.OPEN:
+            self.transport.write(_PING)
+
+    async def close(self, code: int = CloseCode.DRAINING, reason: str = "") -> None:
+        """Close with this code; what the outbox holds and the transport can't take is dropped."""
+        with contextlib.suppress(ConnectionClosed):
+            await super().close(code, reason)
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait for the closing handshake, at most so long, then cut the connection."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.wait_closed() if self.protocol.state is not State.OPEN else await self.close()
+        except TimeoutError:
+            self.transport.abort()

@@ -1,0 +1,140 @@
+"""Whole relays for tests: `orbital-relay serve` as a process of its own, on free loopback ports.
+
+async with running_relay(dsn) as relay:
+    await websockets.connect(relay.url, subprotocols=["orbital.v1"])
+"""
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+START_LIMIT_S = 20
+STOP_LIMIT_S = 20
+TOKEN_KEY = "test:" + base64.urlsafe_b64encode(bytes(range(32))).decode().rstrip("=")
+
+
+@dataclass
+class RunningRelay:
+    """A relay process. `log` has what it logged so far, as one mapping a line."""
+
+    process: asyncio.subprocess.Process
+    port: int = 0
+    operators_port: int = 0
+    log: list[dict[str, Any]] = field(default_factory=list)
+    raw_log: list[str] = field(default_factory=list)
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"ws://127.0.0.1:{self.port}"
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the process a signal."""
+        self.process.send_signal(number)
+
+    async def logged(self, event: str, *, limit_s: float = 10) -> dict[str, Any]:
+        """Wait until an event of this name is in the log, and return it."""
+
+        def found() -> dict[str, Any] | None:
+            return next((line for line in self.log if line.get("event") == event), None)
+
+        async with asyncio.timeout(limit_s), self.changed:
+            await self.changed.wait_for(lambda: found() is not None)
+        line = found()
+        assert line is not None
+        return line
+
+    async def _read_log(self, stream: asyncio.StreamReader) -> None:
+        while raw := await stream.readline():
+            self.raw_log.append(raw.decode(errors="replace"))
+            try:
+                line = json.loads(raw)
+            except ValueError:
+                line = {"event": "not json", "text": raw.decode(errors="replace")}
+            async with self.changed:
+                self.log.append(line)
+                self.changed.notify_all()
+
+
+@asynccontextmanager
+async def running_relay(dsn: str | None, *, data_dir: Path | None = None, **settings: Any) -> AsyncIterator[RunningRelay]:
+    """A relay on this (migrated) database, or on an embedded one of its own; `settings` as in the configuration.
+
+    It is terminated at the end, and killed if it doesn't stop in time. What it printed is shown if it can't start.
+    """
+    with tempfile.TemporaryDirectory(prefix="orbital-relay-") as temporary:
+        directory = data_dir or Path(temporary)
+        relay = await start_relay(dsn, directory, **settings)
+        reader = asyncio.create_task(_drain(relay), name="relay log")
+        try:
+            listening = await _started(relay)
+            relay.port, relay.operators_port = listening["port"], listening["operators_port"]
+            yield relay
+        finally:
+            await _end(relay, reader)
+
+
+async def start_relay(dsn: str | None, data_dir: Path, **settings: Any) -> RunningRelay:
+    """Start the process; the caller waits for `relay.listening`, and ends it."""
+    given = {
+        "listen_port": 0,
+        "operators_port": 0,
+        "log_format": "json",
+        "data_dir": data_dir,
+        "max_frames_per_second": 0,
+        "registrations_per_hour_per_address": 0,
+        **({} if dsn is None else {"database_url": dsn, "token_keys": TOKEN_KEY}),
+        **settings,
+    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ORBITAL_")}
+    environment.pop("DATABASE_URL", None)
+    environment |= {f"ORBITAL_{key.upper()}": str(value) for key, value in given.items()}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "orbital_relay",
+        "serve",
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    return RunningRelay(process)
+
+
+async def _drain(relay: RunningRelay) -> None:
+    assert relay.process.stderr is not None
+    await relay._read_log(relay.process.stderr)
+
+
+async def _started(relay: RunningRelay) -> dict[str, Any]:
+    listening = asyncio.create_task(relay.logged("relay.listening", limit_s=START_LIMIT_S))
+    gone = asyncio.create_task(relay.process.wait())
+    await asyncio.wait({listening, gone}, return_when=asyncio.FIRST_COMPLETED)
+    gone.cancel()
+    if not listening.done():
+        listening.cancel()
+        raise AssertionError(f"the relay did not start:\n{''.join(relay.raw_log)}")
+    return await listening
+
+
+async def _end(relay: RunningRelay, reader: asyncio.Task[None]) -> None:
+    if relay.process.returncode is None:
+        relay.process.terminate()
+        try:
+            async with asyncio.timeout(STOP_LIMIT_S):
+                await relay.process.wait()
+        except TimeoutError:
+            relay.process.kill()
+            await relay.process.wait()
+    await reader
