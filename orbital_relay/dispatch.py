@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 from orbital_protocol import frames, statements
 from orbital_protocol.codes import Scope
 from orbital_protocol.frames import ControlRequest, Ok, Request
-
-from orbital_relay.caller import Caller, Peer
+from orbital_relay.caller import Caller
 from orbital_relay.handlers.accounts import Accounts
 from orbital_relay.handlers.groups import Groups
 from orbital_relay.handlers.invites import Invites
@@ -19,7 +18,9 @@ from orbital_relay.handlers.tokens import Tokens
 from orbital_relay.store.posts import Post
 
 RequestT = TypeVar("RequestT", bound=Request)
-Handler = Callable[[Peer, Any], Awaitable[Ok]]
+Handler = Callable[[Any, Any], Awaitable[Ok]]
+"""Takes the connection, as far as the handler needs to know it (Peer, SubscribedPeer), and the request."""
+
 Checked = Callable[[Caller, Any], Post]
 
 
@@ -46,7 +47,7 @@ class Handlers:
 
 
 def _handle(
-    request: type[RequestT], handler: Callable[[Peer, RequestT], Awaitable[Ok]], scope: Scope | None = None
+    request: type[RequestT], handler: Callable[[Any, RequestT], Awaitable[Ok]], scope: Scope | None = None
 ) -> tuple[type[Request], Route]:
     return request, Route(handler, None, scope)
 

@@ -14,7 +14,6 @@ from typing import Final, Protocol
 from orbital_protocol import codec, statements
 from orbital_protocol.codes import Kind
 from orbital_protocol.frames import Event, GroupGone, Signal
-
 from orbital_relay import logs
 from orbital_relay.errors import RequestError
 from orbital_relay.metrics import Metrics, WakeSource
@@ -45,8 +44,9 @@ class Subscription:
 
     __slots__ = ("fall_back", "group_id", "kinds", "outbox", "position", "user_id")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  its parts
         self,
+        *,
         group_id: bytes,
         user_id: bytes,
         outbox: Outbox,

@@ -16,13 +16,13 @@ from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final
 
-from orbital_protocol import SUBPROTOCOL
-from orbital_protocol.codes import CloseCode, ErrorCode
-from orbital_protocol.frames import Error, GoAway
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.typing import Origin, Subprotocol
 
+from orbital_protocol import SUBPROTOCOL
+from orbital_protocol.codes import CloseCode, ErrorCode
+from orbital_protocol.frames import Error, GoAway
 from orbital_relay import logs
 from orbital_relay.heartbeat import Heartbeat
 from orbital_relay.metrics import Metrics
@@ -84,7 +84,7 @@ class Gateway:
             settings.host,
             settings.port,
             ssl=settings.ssl_context,
-            create_connection=partial(_CountedSocket, self),
+            create_connection=partial(_CountedSocket, self),  # type: ignore[arg-type]  # called, never subclassed
             process_request=self._check_request,
             origins=[*allowed, None] if settings.allow_no_origin else allowed,
             subprotocols=[Subprotocol(SUBPROTOCOL)],

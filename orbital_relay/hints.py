@@ -77,7 +77,7 @@ def parse(payload: str) -> Hint | None:
         return None
 
 
-def _parse(kind: str, relay_hex: str, rest: list[str]) -> Hint | None:
+def _parse(kind: str, relay_hex: str, rest: list[str]) -> Hint | None:  # noqa: PLR0911  one a kind
     match kind, rest:
         case "w1", [heads]:
             pairs = (head.split(":") for head in heads.split(","))
@@ -89,9 +89,7 @@ def _parse(kind: str, relay_hex: str, rest: list[str]) -> Hint | None:
         case "s1", [group_id, user_id, data]:
             return SignalHint(relay_hex, bytes.fromhex(group_id), bytes.fromhex(user_id), b64decode(data))
         case "c1", [user_id, group_id, name, seq, hash_]:
-            return CursorHint(
-                bytes.fromhex(user_id), bytes.fromhex(group_id), name, int(seq), bytes.fromhex(hash_)
-            )
+            return CursorHint(bytes.fromhex(user_id), bytes.fromhex(group_id), name, int(seq), bytes.fromhex(hash_))
         case "e1", [token]:
             return Echo(relay_hex, token)
         case _:

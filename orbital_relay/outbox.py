@@ -6,7 +6,6 @@ as it is. Nothing is written while the transport's own buffer is full: what wait
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from typing import Final, Protocol
 
 _BINARY_FINAL: Final = 0x82
@@ -29,9 +28,9 @@ def message(payload: bytes) -> bytes:
 class Transport(Protocol):
     """What an outbox writes to."""
 
-    def write(self, data: bytes) -> None: ...  # noqa: D102
-    def get_write_buffer_size(self) -> int: ...  # noqa: D102
-    def is_closing(self) -> bool: ...  # noqa: D102
+    def write(self, data: bytes) -> None: ...
+    def get_write_buffer_size(self) -> int: ...
+    def is_closing(self) -> bool: ...
 
 
 class Flusher:
@@ -81,7 +80,7 @@ class Outbox:
         self._written_bytes = 0
         self._paused = False
         self._scheduled = False
-        self._drained: list[Callable[[], None]] | None = None
+        self._drained: asyncio.Event | None = None  # made when somebody waits: most connections never need it
 
     @property
     def waiting_bytes(self) -> int:
@@ -127,11 +126,9 @@ class Outbox:
     async def wait_low(self) -> None:
         """Wait until there is room for more, or the connection is gone."""
         while not self.is_low and not self._transport.is_closing():
-            waiter = asyncio.get_running_loop().create_future()
             if self._drained is None:
-                self._drained = []
-            self._drained.append(lambda: waiter.done() or waiter.set_result(None))
-            await waiter
+                self._drained = asyncio.Event()
+            await self._drained.wait()
 
     def flush(self) -> None:
         """Write what waits, unless the transport's buffer is full."""
@@ -162,9 +159,9 @@ class Outbox:
 
     def release(self) -> None:
         """Wake everybody who waits for room."""
-        waiting, self._drained = self._drained, None
-        for wake in waiting or ():
-            wake()
+        drained, self._drained = self._drained, None
+        if drained is not None:
+            drained.set()
 
     def _close_message(self) -> None:
         data = message(self._frames[0] if len(self._frames) == 1 else b"".join(self._frames))

@@ -200,9 +200,9 @@ class Relay:
                 Lane(
                     number,
                     pool_settings,
-                    fanout,
-                    self._metrics,
-                    self._relay_hex,
+                    fanout=fanout,
+                    metrics=self._metrics,
+                    relay_hex=self._relay_hex,
                     max_batch=settings.max_batch,
                     max_queue=settings.lane_queue,
                 )

@@ -11,7 +11,6 @@ from typing import Final
 
 from orbital_protocol import codec
 from orbital_protocol.frames import Event, GroupGone, Live
-
 from orbital_relay.errors import RequestError
 from orbital_relay.fanout import Fanout, Subscription
 from orbital_relay.metrics import Metrics
@@ -81,7 +80,14 @@ class Subscriptions:
         for start in starts:
             if start.group_id in self._subscriptions:
                 self.end(start.group_id)
-            subscription = Subscription(start.group_id, user_id, self._outbox, start.seq, kinds, self._on_fall_back)
+            subscription = Subscription(
+                group_id=start.group_id,
+                user_id=user_id,
+                outbox=self._outbox,
+                position=start.seq,
+                kinds=kinds,
+                fall_back=self._on_fall_back,
+            )
             self._subscriptions[start.group_id] = subscription
             self._page(subscription, start.hash)
 

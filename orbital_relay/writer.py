@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import asyncpg
+
 from orbital_protocol.codes import ErrorCode
 from orbital_protocol.frames import Event
-
 from orbital_relay import logs
 from orbital_relay.errors import Overloaded, Unavailable
 from orbital_relay.fanout import Fanout
@@ -40,6 +40,7 @@ class Lane:
         self,
         number: int,
         settings: PoolSettings,
+        *,
         fanout: Fanout,
         metrics: Metrics,
         relay_hex: str,

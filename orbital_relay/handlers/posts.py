@@ -18,7 +18,6 @@ from orbital_protocol.frames import (
     ThreadList,
     ThreadPost,
 )
-
 from orbital_relay.caller import Caller, Peer, require_caller
 from orbital_relay.errors import BadArgument, NotFound, TooLarge
 from orbital_relay.store import events as event_store
@@ -45,7 +44,7 @@ class Posts:
         return Post(
             group_id=_visible(caller, request.group_id),
             kind=Kind.THREAD_POSTED,
-            object_id=_own_id("thread_id", request.thread_id),
+            object_id=_own_id(request.thread_id),
             parent_id=None,
             author_id=caller.user_id,
             key_epoch=request.key_epoch,
@@ -57,29 +56,25 @@ class Posts:
 
     def reply(self, caller: Caller, request: ReplyPost) -> Post:
         """Check a reply; its parent is the thread."""
-        return self._attached(caller, request, Kind.REPLY_POSTED, request.thread_id, "reply_id", request.reply_id)
+        return self._attached(
+            caller, request, kind=Kind.REPLY_POSTED, parent_id=request.thread_id, object_id=request.reply_id
+        )
 
     def annotation(self, caller: Caller, request: AnnotationPost) -> Post:
         """Check an annotation; its parent is what it is attached to."""
         return self._attached(
-            caller, request, Kind.ANNOTATION_POSTED, request.target_id, "annotation_id", request.annotation_id
+            caller, request, kind=Kind.ANNOTATION_POSTED, parent_id=request.target_id, object_id=request.annotation_id
         )
 
-    def _attached(  # noqa: PLR0913  two kinds of frame with different names for the same
-        self,
-        caller: Caller,
-        request: ReplyPost | AnnotationPost,
-        kind: Kind,
-        parent_id: bytes,
-        id_field: str,
-        object_id: bytes,
+    def _attached(
+        self, caller: Caller, request: ReplyPost | AnnotationPost, *, kind: Kind, parent_id: bytes, object_id: bytes
     ) -> Post:
         self._check_size("encrypted_body", request.encrypted_body, self._limits.max_body_bytes)
         hash_ = field_hash(request.encrypted_body)
         return Post(
             group_id=_visible(caller, request.group_id),
             kind=kind,
-            object_id=_own_id(id_field, object_id),
+            object_id=_own_id(object_id),
             parent_id=parent_id,
             author_id=caller.user_id,
             key_epoch=request.key_epoch,
@@ -92,32 +87,32 @@ class Posts:
     async def event_list(self, peer: Peer, request: EventList) -> EventListOk:
         """A page of the log."""
         page = self._page(request)
-        async with self._database.transaction() as connection:
+        async with self._database.snapshot() as connection:
             head = await self._head(connection, peer, request.group_id)
             events = await event_store.list_events(connection, request.group_id, page, request.kinds)
             fitting = _fitting(events, page)
             previous = None
             if fitting and request.kinds is None:
                 previous = await self._hash_before(connection, peer, request.group_id, fitting[0].seq)
-        return _answer(request, page, events, fitting, head, previous)
+        return _answer(request, page, events, fitting, head=head, previous=previous)
 
     async def thread_list(self, peer: Peer, request: ThreadList) -> EventListOk:
         """A page of a group's threads."""
         page = self._page(request)
-        async with self._database.transaction() as connection:
+        async with self._database.snapshot() as connection:
             head = await self._head(connection, peer, request.group_id)
             events = await event_store.list_threads(connection, request.group_id, page)
-        return _answer(request, page, events, _fitting(events, page), head, None)
+        return _answer(request, page, events, _fitting(events, page), head=head)
 
     async def reply_list(self, peer: Peer, request: ReplyList) -> EventListOk:
         """A page of a thread's replies."""
         page = self._page(request)
-        async with self._database.transaction() as connection:
+        async with self._database.snapshot() as connection:
             head = await self._head(connection, peer, request.group_id)
             if not await event_store.thread_exists(connection, request.group_id, request.thread_id):
                 raise NotFound
             events = await event_store.list_replies(connection, request.group_id, page, request.thread_id)
-        return _answer(request, page, events, _fitting(events, page), head, None)
+        return _answer(request, page, events, _fitting(events, page), head=head)
 
     async def _head(self, connection: Connection, peer: Peer, group_id: bytes) -> tuple[int, bytes]:
         caller = require_caller(peer)
@@ -132,9 +127,7 @@ class Posts:
 
     def _page(self, request: EventList | ThreadList | ReplyList) -> Page:
         if request.after_seq is not None and request.before_seq is not None:
-            raise BadArgument(
-                "Give after_seq or before_seq, not both.", details=ErrorDetails(field="before_seq")
-            )
+            raise BadArgument("Give after_seq or before_seq, not both.", details=ErrorDetails(field="before_seq"))
         return Page(min(request.limit, self._limits.page_limit), request.after_seq, request.before_seq)
 
     @staticmethod
@@ -151,9 +144,9 @@ def _visible(caller: Caller, group_id: bytes) -> bytes:
     return group_id
 
 
-def _own_id(field: str, object_id: bytes) -> bytes:
+def _own_id(object_id: bytes) -> bytes:
     if object_id == ZERO_ID:
-        raise BadArgument("The zero id stands for nothing.", details=ErrorDetails(field=field))
+        raise BadArgument("The zero id stands for nothing.")
     return object_id
 
 
@@ -172,13 +165,14 @@ def _fitting(events: list[Event], page: Page) -> list[Event]:
     return list(reversed(kept)) if page.newest_first else kept
 
 
-def _answer(  # noqa: PLR0913  the answer's parts
+def _answer(  # noqa: PLR0913  its parts
     request: EventList | ThreadList | ReplyList,
     page: Page,
     found: Sequence[Event],
     fitting: list[Event],
+    *,
     head: tuple[int, bytes],
-    previous: bytes | None,
+    previous: bytes | None = None,
 ) -> EventListOk:
     return EventListOk(
         id=request.id,

@@ -133,3 +133,9 @@ class Database:
         """A connection within one transaction: committed at the end of the block, rolled back if it raises."""
         async with self.connection() as connection, connection.transaction():
             yield connection
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Connection]:
+        """A connection that reads one moment: membership and what it allows to see can't drift apart."""
+        async with self.connection() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+            yield connection
