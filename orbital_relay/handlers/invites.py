@@ -1,6 +1,7 @@
 """How one gets into a group: by a link, or by knocking."""
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -16,6 +17,7 @@ from orbital_protocol.frames import (
     InviteListOk,
     InviteOpenOk,
     InviteRotateOk,
+    JoinRequested,
     Limits,
     Ok,
 )
@@ -205,6 +207,14 @@ class Invites:
         limit = self._limits.max_join_requests_per_group
         if await invites.count_requests(connection, group_id) >= limit:
             raise LimitExceeded("Too many are waiting to be let in.", details=ErrorDetails(limit=limit))
+
+    async def announcement(self, group_id: bytes, request_id: bytes) -> tuple[Sequence[bytes], JoinRequested] | None:
+        """The admins who should see a knock, and the push that shows it; None if it has been answered already."""
+        async with self._database.connection() as connection:
+            found = await invites.find_request(connection, request_id)
+        if found is None or found.group_id != group_id:
+            return None
+        return found.admin_ids, JoinRequested(group_id=group_id, request=found.request)
 
     async def admit(self, peer: Peer, request: frames.GroupAdmit) -> ControlOk:
         """Make a member of somebody who knocked (admins)."""

@@ -75,7 +75,7 @@ class Knocking:
 
     group_id: bytes
     request: frames.JoinRequest
-    admin_ids: frozenset[bytes]
+    admin_ids: Sequence[bytes]
 
 
 # ── links ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -211,7 +211,7 @@ async def find_request(connection: Connection, request_id: bytes) -> Knocking | 
     if row is None:
         return None
     *request, group_id, admin_ids = row
-    return Knocking(group_id, _request_of(request), frozenset(admin_ids))
+    return Knocking(group_id, _request_of(request), admin_ids)
 
 
 def _request_of(row: Sequence[Any]) -> frames.JoinRequest:
