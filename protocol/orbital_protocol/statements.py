@@ -26,9 +26,10 @@ class StatementError(ValueError):
     """The bytes are not a statement in its one valid encoding; the message names the element."""
 
 
-# Structs below inherit frozen and kw_only; without this type checkers would not know.
+# Structs below inherit frozen; without this type checkers would not know. Keywords are asked for by them alone: fields
+# that msgspec knew as kw_only would come behind the kind's own, and so the array would begin with those.
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
-class Statement(msgspec.Struct, array_like=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Statement(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """The elements that every statement begins with (after its kind)."""
 
     group_id: Id
