@@ -25,7 +25,6 @@ from orbital_protocol.codes import CloseCode, ErrorCode
 from orbital_protocol.frames import Error, GoAway
 from orbital_relay import logs
 from orbital_relay.heartbeat import Heartbeat
-from orbital_relay.metrics import Metrics
 from orbital_relay.registry import Registry
 from orbital_relay.session import Services, Session
 from orbital_relay.websocket import Socket
@@ -68,12 +67,12 @@ class Gateway:
         self._settings = settings
         self._services = services
         self._registry: Registry = services.registry
-        self._metrics: Metrics = services.metrics
         self._heartbeat = heartbeat
         self._flushed = flushed
         self._sockets: set[Socket] = set()
         self._per_address: Counter[str] = Counter()
         self._server: Server | None = None
+        services.metrics.connections.set_function(lambda: len(self._sockets))
 
     async def start(self) -> int:
         """Listen; return the port. Raise OSError where it is taken."""
@@ -107,6 +106,7 @@ class Gateway:
             return
         self._server.close(close_connections=False)
         for session in self._registry:
+            session.quiesce()
             session.push(GoAway(retry_after_ms=random.randrange(_GOAWAY_SPREAD_MS)))  # noqa: S311  jitter
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -129,13 +129,11 @@ class Gateway:
             logger.info("connection.rejected", reason="full")
             return False
         self._sockets.add(socket)
-        self._metrics.connections.set(len(self._sockets))
         return True
 
     def forget(self, socket: Socket) -> None:
         """Count a TCP connection out."""
         self._sockets.discard(socket)
-        self._metrics.connections.set(len(self._sockets))
 
     def _check_request(self, socket: ServerConnection, request: Request) -> Response | None:
         address = self._address(socket, request)
@@ -184,7 +182,6 @@ class Gateway:
         finally:
             self._heartbeat.remove(session)
             self._registry.remove(session)
-            self._metrics.sessions.set(self._registry.authenticated_count)
             self._per_address[address] -= 1
             if not self._per_address[address]:
                 del self._per_address[address]

@@ -5,12 +5,17 @@ from typing import Protocol
 
 from orbital_protocol.codes import CloseCode
 from orbital_protocol.frames import Push
-
 from orbital_relay.caller import Caller, LiveSession, Peer
 
 
 class LiveConnection(Peer, Protocol):
     """What the registry needs of a connection beside what handlers see."""
+
+    def quiesce(self) -> None:
+        """Take no more requests."""
+
+    def waiting_bytes(self) -> int:
+        """Bytes in the outbox."""
 
     def close_now(self, code: CloseCode) -> None:
         """Close without waiting for answers that are due."""

@@ -7,6 +7,7 @@ subscription whose outbox passes its bound comes back here. Membership is checke
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from orbital_protocol import codec
@@ -24,15 +25,22 @@ _GROUPS_A_PAGE: Final = 20
 _RETRY_S: Final = 0.5
 
 
+@dataclass(frozen=True, slots=True)
 class Start:
     """Where a subscription starts: after this event, whose hash is known."""
 
-    __slots__ = ("group_id", "hash", "seq")
+    group_id: bytes
+    seq: int
+    hash: bytes
 
-    def __init__(self, group_id: bytes, seq: int, hash_: bytes) -> None:
-        self.group_id = group_id
-        self.seq = seq
-        self.hash = hash_
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """What the store had next, by group; the groups of which the user is no member; those of them that are deleted."""
+
+    events: dict[bytes, list[Event]]
+    strange: frozenset[bytes]
+    deleted: frozenset[bytes]
 
 
 class Replays:
@@ -130,18 +138,18 @@ class Subscriptions:
                 await self._outbox.wait_low()
                 turn = list(self._paging)[:_GROUPS_A_PAGE]
                 try:
-                    events, members = await self._read(turn)
+                    page = await self._read(turn)
                 except RequestError:  # away or busy: nothing is lost, only late
                     await asyncio.sleep(_RETRY_S)
                     continue
                 for subscription in turn:
                     if subscription in self._paging:
-                        self._advance(subscription, events.get(subscription.group_id, []), members)
+                        self._advance(subscription, page)
         finally:
             self._is_paging = False
             self._shared.metrics.replays_active.dec()
 
-    async def _read(self, turn: Sequence[Subscription]) -> tuple[dict[bytes, list[Event]], frozenset[bytes]]:
+    async def _read(self, turn: Sequence[Subscription]) -> "_Page":
         user_id = turn[0].user_id
         async with self._shared.reading, self._shared.database.connection() as connection:
             page = await event_store.read_replay(
@@ -152,26 +160,26 @@ class Subscriptions:
                 by_group.setdefault(event.group_id, []).append(event)
             silent = [s.group_id for s in turn if s.group_id not in by_group]
             members = await event_store.read_memberships(connection, user_id, silent) if silent else frozenset()
-        return by_group, members | by_group.keys()
+            strange = [group_id for group_id in silent if group_id not in members]
+            heads = await event_store.read_heads(connection, strange) if strange else []
+        return _Page(by_group, frozenset(strange), frozenset(head.group_id for head in heads if head.deleted))
 
-    def _advance(self, subscription: Subscription, page: list[Event], members: frozenset[bytes]) -> None:
+    def _advance(self, subscription: Subscription, page: "_Page") -> None:
         """Hand a page over; at its end join the live set, or say that the group is gone."""
-        if subscription.group_id not in members:
-            self._deny(subscription)
+        if subscription.group_id in page.strange:
+            reason = "deleted" if subscription.group_id in page.deleted else "denied"
+            self._outbox.put_frame(codec.encode(GroupGone(group_id=subscription.group_id, reason=reason)))
+            self.end(subscription.group_id)
             return
-        page = [event for event in page if event.seq > subscription.position]
-        for event in page:
+        events = [e for e in page.events.get(subscription.group_id, ()) if e.seq > subscription.position]
+        for event in events:
             self._outbox.put_frame(Entry(event).bytes_for(subscription.kinds))
-        if page:
-            subscription.position = page[-1].seq
-            self._hashes[subscription.group_id] = page[-1].hash
-        if len(page) < _PAGE_EVENTS and self._fanout.join(subscription):
+        if events:
+            subscription.position = events[-1].seq
+            self._hashes[subscription.group_id] = events[-1].hash
+        if len(events) < _PAGE_EVENTS and self._fanout.join(subscription):
             self._paging.discard(subscription)
             hash_ = self._hashes.pop(subscription.group_id, None)
             if hash_ is not None:
                 live = Live(group_id=subscription.group_id, seq=subscription.position, hash=hash_)
                 self._outbox.put_frame(codec.encode(live))
-
-    def _deny(self, subscription: Subscription) -> None:
-        self._outbox.put_frame(codec.encode(GroupGone(group_id=subscription.group_id, reason="denied")))
-        self.end(subscription.group_id)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from websockets.exceptions import ConnectionClosed
+
 from orbital_protocol import PROTOCOL_VERSION, codec
 from orbital_protocol.codes import CloseCode, ErrorCode
 from orbital_protocol.frames import (
@@ -30,8 +32,6 @@ from orbital_protocol.frames import (
     Request,
     type_of,
 )
-from websockets.exceptions import ConnectionClosed
-
 from orbital_relay import __version__, logs
 from orbital_relay.caller import Caller, Clock
 from orbital_relay.dispatch import Route, groups_of
@@ -42,8 +42,8 @@ from orbital_relay.ordering import Ordering, Ticket
 from orbital_relay.outbox import Flusher, Outbox
 from orbital_relay.registry import Registry
 from orbital_relay.replay import Replays, Subscriptions
-from orbital_relay.websocket import Socket
 from orbital_relay.store.posts import Appended, Outcome
+from orbital_relay.websocket import Socket
 from orbital_relay.writer import Writer
 
 logger = logs.get()
@@ -90,6 +90,7 @@ class Session:
         self._authenticating = False
         self._close_code: CloseCode | None = None
         self._refused = 0
+        self._is_quiet = False
         rate = services.limits.max_frames_per_second
         self._rate = TokenBucket(rate, 2 * rate, socket.loop.time) if rate else None
         self.subscriptions = Subscriptions(services.replays, self._outbox, self._spawn)
@@ -122,6 +123,14 @@ class Session:
             self._outbox.flush()
             self._spawn(self._socket.close(code, code.name.lower()), name="close")
 
+    def waiting_bytes(self) -> int:
+        """Bytes that the reader has not taken yet."""
+        return self._outbox.waiting_bytes
+
+    def quiesce(self) -> None:
+        """Take no more requests: the relay is draining. What is under way is finished and answered."""
+        self._is_quiet = True
+
     @property
     def outbox(self) -> Outbox:
         """The queue of what goes out."""
@@ -137,9 +146,7 @@ class Session:
     async def run(self) -> None:
         """Serve the connection until it closes."""
         self._hello()
-        deadline = self._socket.loop.call_later(
-            self._services.auth_timeout_ms / 1000, self._auth_deadline
-        )
+        deadline = self._socket.loop.call_later(self._services.auth_timeout_ms / 1000, self._auth_deadline)
         try:
             while True:
                 message = await self._socket.recv()
@@ -179,6 +186,8 @@ class Session:
 
     async def _take(self, raw: memoryview) -> None:
         """Take one frame; wait where too many requests are open, or somebody is just authenticating."""
+        if self._is_quiet:
+            return  # unanswered, so the client will send it again, elsewhere or later
         if self._rate is not None and (wait_ms := self._rate.take()):
             self._refuse_rate(raw, wait_ms)
             return
@@ -193,7 +202,9 @@ class Session:
             return
         if request.id in self._open:
             self._refuse(
-                codec.BadFrame(ErrorCode.BAD_FRAME, "a request with this id is in flight", request_id=request.id, field="id")
+                codec.BadFrame(
+                    ErrorCode.BAD_FRAME, "a request with this id is in flight", request_id=request.id, field="id"
+                )
             )
             return
         self._open.add(request.id)
@@ -276,7 +287,7 @@ class Session:
             answer = await route.handler(self, request)
         except RequestError as error:
             self._fail(request.id, error)
-        except Exception as error:  # noqa: BLE001  a defect costs one request, and says so
+        except Exception as error:
             logger.error("request.failed", request=type_of(request), session=self.connection_id, exc_info=error)
             self._fail(request.id, Internal())
         else:
