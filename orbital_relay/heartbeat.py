@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from orbital_protocol.codes import CloseCode
-
 from orbital_relay import logs
 from orbital_relay.caller import Clock
 from orbital_relay.metrics import Metrics

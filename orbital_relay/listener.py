@@ -16,9 +16,9 @@ from typing import Any, Final
 import asyncpg
 
 from orbital_relay import hints, logs
+from orbital_relay.caller import LiveSession
 from orbital_relay.errors import RequestError
 from orbital_relay.metrics import Metrics, WakeSource
-from orbital_relay.caller import LiveSession
 from orbital_relay.store import events as event_store
 from orbital_relay.store import live as live_store
 from orbital_relay.store.pool import DATABASE_AWAY, Database, PoolSettings, connect

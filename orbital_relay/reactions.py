@@ -6,7 +6,6 @@ from typing import Final
 
 from orbital_protocol.codes import CloseCode
 from orbital_protocol.frames import CursorMoved, JoinRequested, Signal
-
 from orbital_relay import hints
 from orbital_relay.errors import RequestError
 from orbital_relay.fanout import Fanout

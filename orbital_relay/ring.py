@@ -6,6 +6,7 @@ What falls out of the ring, or was committed on another relay, fan-out reads fro
 from collections import OrderedDict
 
 from msgspec.structs import replace
+
 from orbital_protocol import codec
 from orbital_protocol.chain import field_hash
 from orbital_protocol.codes import Kind

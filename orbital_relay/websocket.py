@@ -5,11 +5,11 @@ import asyncio
 import contextlib
 from typing import Any, Final
 
-from orbital_protocol.codes import CloseCode
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
+from orbital_protocol.codes import CloseCode
 from orbital_relay.outbox import Outbox
 
 _PING: Final = b"\x89\x00"

@@ -22,7 +22,6 @@ from orbital_protocol.frames import (
     SubscribeOk,
     Unsubscribe,
 )
-
 from orbital_relay import hints
 from orbital_relay.caller import Caller, Clock, Peer, require_caller
 from orbital_relay.errors import BadArgument, LimitExceeded, NotFound, RateLimited, TooLarge

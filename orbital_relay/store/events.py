@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import asyncpg
+
 from orbital_protocol import ZERO_HASH
 from orbital_protocol.codes import Kind
 from orbital_protocol.frames import Event
-
 from orbital_relay.store.pool import Connection
 from orbital_relay.store.queries import query
 
@@ -145,9 +145,7 @@ async def read_head_as_member(
     return None if row is None else (row[0], row[1], ZERO_HASH if seq == 0 else row[2])
 
 
-async def list_events(
-    connection: Connection, group_id: bytes, page: Page, kinds: Sequence[int] | None
-) -> list[Event]:
+async def list_events(connection: Connection, group_id: bytes, page: Page, kinds: Sequence[int] | None) -> list[Event]:
     """A page of the log, ascending. The caller has checked membership in this transaction."""
     return await _list(connection, _LIST_EVENTS, page, group_id, kinds)
 

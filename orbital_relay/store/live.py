@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from orbital_protocol import ZERO_HASH
-
 from orbital_relay.caller import LiveSession
 from orbital_relay.store.pool import Connection
 from orbital_relay.store.queries import query

@@ -6,9 +6,9 @@ from typing import Final
 
 import asyncpg
 import msgspec
+
 from orbital_protocol.codes import ErrorCode, Kind
 from orbital_protocol.frames import Event
-
 from orbital_relay.store.pool import Connection
 from orbital_relay.store.queries import query
 
