@@ -234,6 +234,11 @@ class Settings(Limits):
         """The part that clients are told in `hello`."""
         return Limits(**{name: getattr(self, name) for name in Limits.model_fields})
 
+    @property
+    def postgres_dir(self) -> Path:
+        """Where the embedded database lives."""
+        return self.data_dir / "postgres"
+
     @field_validator("*", mode="before")
     @classmethod
     def _plain(cls, value: object, info: ValidationInfo) -> object:

@@ -112,7 +112,7 @@ class Relay:
         settings = self._settings
         dsn = settings.database_url
         if dsn is None:
-            embedded = EmbeddedPostgres(settings.data_dir / "postgres")
+            embedded = EmbeddedPostgres(settings.postgres_dir)
             stack.push_async_callback(embedded.stop)
             dsn = await embedded.start()
             self._embedded = embedded

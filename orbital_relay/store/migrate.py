@@ -147,7 +147,10 @@ async def _status(connection: "asyncpg.Connection[asyncpg.Record]") -> Status:
 
 @asynccontextmanager
 async def _connection(dsn: str) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
-    connection = await asyncpg.connect(dsn, timeout=_CONNECT_TIMEOUT_S, command_timeout=_STATEMENT_TIMEOUT_S)
+    try:
+        connection = await asyncpg.connect(dsn, timeout=_CONNECT_TIMEOUT_S, command_timeout=_STATEMENT_TIMEOUT_S)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise StartupError(f"the database does not answer: {str(error) or 'no answer in time'}") from error
     try:
         yield connection
     finally:
