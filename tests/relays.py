@@ -67,7 +67,9 @@ class RunningRelay:
 
 
 @asynccontextmanager
-async def running_relay(dsn: str | None, *, data_dir: Path | None = None, **settings: Any) -> AsyncIterator[RunningRelay]:
+async def running_relay(
+    dsn: str | None, *, data_dir: Path | None = None, **settings: Any
+) -> AsyncIterator[RunningRelay]:
     """A relay on this (migrated) database, or on an embedded one of its own; `settings` as in the configuration.
 
     It is terminated at the end, and killed if it doesn't stop in time. What it printed is shown if it can't start.
