@@ -52,6 +52,7 @@ class Talk:
         self._awaited: dict[int, type[Ok]] = {}
         self._ids = itertools.count(1)
         self._changed = asyncio.Condition()
+        self._sending: set[asyncio.Task[None]] = set()
         self.close_code: int | None = None
         self.is_closed = asyncio.Event()
         self.answer_order: list[int] = []
@@ -61,7 +62,9 @@ class Talk:
         future = asyncio.get_running_loop().create_future()
         self._answers[request.id] = future
         self._awaited[request.id] = REQUESTS[type(request)]
-        asyncio.ensure_future(self._send(codec.encode(request), future))
+        sending = asyncio.create_task(self._send(codec.encode(request), future), name="talk send")
+        self._sending.add(sending)
+        sending.add_done_callback(self._sending.discard)
         return future
 
     async def _send(self, raw: bytes, future: "asyncio.Future[Ok]") -> None:
