@@ -102,24 +102,26 @@ class Lane:
         """Take a batch, group by group; groups take turns, and one whose fan-out is far behind waits."""
         batch: list[tuple[Post, Done]] = []
         ids: set[bytes] = set()
-        for group_id in list(self._waiting):
+        for _ in range(len(self._waiting)):
             if len(batch) >= self._max_batch:
                 break
-            if self._fanout.lags(group_id):
-                continue
-            queue = self._waiting[group_id]
-            while queue and len(batch) < self._max_batch:
-                post = queue[0][0]
-                if post.object_id in ids or post.parent_id in ids:
-                    break  # the function sees a batch as one moment: this post must be in a later one
-                ids.add(post.object_id)
-                batch.append(queue.popleft())
-            if queue:
-                self._waiting.move_to_end(group_id)
-            else:
+            group_id, queue = next(iter(self._waiting.items()))
+            self._waiting.move_to_end(group_id)
+            if not self._fanout.lags(group_id):
+                self._take_from(queue, batch, ids)
+            if not queue:
                 del self._waiting[group_id]
         self._count -= len(batch)
         return batch
+
+    def _take_from(self, queue: deque[tuple[Post, Done]], batch: list[tuple[Post, Done]], ids: set[bytes]) -> None:
+        """Move a group's posts into the batch, up to one that needs another of the batch to be written first."""
+        while queue and len(batch) < self._max_batch:
+            post = queue[0][0]
+            if post.object_id in ids or post.parent_id in ids:
+                return  # the function sees a batch as one moment: this post must be in a later one
+            ids.add(post.object_id)
+            batch.append(queue.popleft())
 
     async def _write(self, batch: list[tuple[Post, Done]]) -> None:
         posts = [post for post, _ in batch]
