@@ -13,16 +13,16 @@ from orbital_relay.errors import StartupError
 from orbital_relay.store import facts
 from orbital_relay.store.pool import Connection
 
-_FILE: Final = "token_keys"
+FILE: Final = "token_keys"
 _SECRET_BYTES: Final = 32
-_FACT: Final = "token_key"
+FACT: Final = "token_key"
 
 
 def load(settings: Settings) -> Sequence[TokenKey]:
     """The keys, the signing one first; made (0600) on the first start with the embedded database."""
     if settings.token_keys:
         return settings.token_keys
-    path = settings.data_dir / _FILE
+    path = settings.data_dir / FILE
     if not path.exists():
         _make(path)
     try:
@@ -50,7 +50,7 @@ def fingerprint(key: TokenKey) -> str:
 async def register(connection: Connection, keys: Sequence[TokenKey]) -> None:
     """Agree with the other relays on this database: raise StartupError where they sign with a key that isn't here."""
     mine = fingerprint(keys[0])
-    agreed = await facts.agree_on(connection, _FACT, mine)
+    agreed = await facts.agree_on(connection, FACT, mine)
     if agreed == mine:
         return
     if agreed not in {fingerprint(key) for key in keys}:
@@ -58,4 +58,4 @@ async def register(connection: Connection, keys: Sequence[TokenKey]) -> None:
             "token_keys: the relays of this database sign with another key; give every relay the same keys "
             "(to rotate, put the new one first and keep the old one behind it)"
         )
-    await facts.replace(connection, _FACT, mine)
+    await facts.replace(connection, FACT, mine)
