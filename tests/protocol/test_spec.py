@@ -1,0 +1,292 @@
+"""SPEC.md against the code: every frame, statement, code, limit and number that it names, and the examples in it."""
+
+import re
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import inspect
+
+from orbital_protocol import codec, frames, statements
+from orbital_protocol.codes import (
+    AFTER_CATCHING_UP,
+    AFTER_REFRESH,
+    CHANGES_ROSTER,
+    RETRYABLE,
+    CloseCode,
+    ErrorCode,
+    Kind,
+    Scope,
+)
+from orbital_protocol.frames import PUSHES, REQUESTS, Error, Frame, Limits, Ok, Value
+from tests.protocol.vectors import PROTOCOL, load
+
+SPEC = (PROTOCOL / "SPEC.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```\n(.*?)^```", SPEC, re.MULTILINE | re.DOTALL)
+
+# ── the notation ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+LIKE = r"[a-z]+(?:\.[a-z_]+)?|[A-Z][A-Za-z]+"
+SIGNATURE = re.compile(rf"^({LIKE}) \{{(.*?)\}}(?: → (\w+))?$", re.MULTILINE | re.DOTALL)
+ELEMENTS = re.compile(r"^(\d+) ([a-z.]+) \[(.*)\]$", re.MULTILINE)
+
+
+def signatures() -> dict[str, tuple[list[str], str | None]]:
+    """By name: the fields as the specification writes them, and the answer."""
+    found: dict[str, tuple[list[str], str | None]] = {}
+    for block in BLOCKS:
+        for name, fields, answer in SIGNATURE.findall(block):
+            assert name not in found, f"{name} is there twice"
+            flat = " ".join(fields.split())
+            found[name] = ([field for field in flat.split(", ") if field], answer or None)
+    return found
+
+
+BY_DESCRIPTION = {
+    "UUID, 16 bytes": "id",
+    "SHA-256, 32 bytes": "hash",
+    "Ed25519 public key, 32 bytes": "key",
+    "Ed25519 signature, 64 bytes": "sig",
+    "sequence number in a group's log": "seq",
+    "generation of a group's key": "epoch",
+    "microseconds since 1970 UTC": "time",
+    "chosen by the client": "u32",
+    "3 to 50 of a-z, 0-9 and _": "username",
+    "8 letters and digits": "code",
+    "1 to 64 of a-z, 0-9, _ . -": "cursor_name",
+    "a name for people": "label",
+    "kind of an event": "kind",
+}
+
+
+def written(info: inspect.Type) -> str:  # noqa: PLR0911  one return a type
+    """A type in the specification's notation."""
+    match info:
+        case inspect.Metadata():
+            description = (info.extra_json_schema or {}).get("description")
+            return BY_DESCRIPTION[description] if description in BY_DESCRIPTION else written(info.type)
+        case inspect.UnionType():
+            [inner] = [member for member in info.types if not isinstance(member, inspect.NoneType)]
+            return written(inner)
+        case inspect.StructType():
+            return "event" if info.cls is frames.Event else info.cls.__name__
+        case inspect.ListType():
+            least, most = info.min_length, info.max_length
+            return f"[{written(info.item_type)}]" + (f"{least}..{most}" if least else f"≤{most}" if most else "")
+        case inspect.BytesType():
+            return "bin" + (f"≤{info.max_length}" if info.max_length else "")
+        case inspect.StrType():
+            return "str" + (f"≤{info.max_length}" if info.max_length else "")
+        case inspect.BoolType():
+            return "bool"
+        case inspect.IntType():
+            if (info.ge, info.le) == (1, 1000):
+                return "page"
+            if (info.ge, info.le) == (0, 2**32 - 1):
+                return "u32"
+            return "int" if info.ge is None else f"int {info.ge}..{info.le}"
+        case _:
+            raise TypeError(f"no notation for {info}")
+
+
+DEFAULTS: dict[object, str] = {False: "false", True: "true", "": '""', bytes(32): "zeros"}
+
+
+def written_field(field: inspect.Field) -> str:
+    if field.required:
+        return f"{field.name}: {written(field.type)}"
+    if field.default is None:
+        return f"{field.name}?: {written(field.type)}"
+    default = "[]" if field.default is msgspec.NODEFAULT else DEFAULTS.get(field.default, str(field.default))
+    if isinstance(field.default, int) and not isinstance(field.default, bool):
+        default = str(field.default)
+    return f"{field.name}: {written(field.type)} = {default}"
+
+
+def fields_of(struct: type[msgspec.Struct], *, without: frozenset[str] = frozenset()) -> list[str]:
+    info = inspect.type_info(struct)
+    assert isinstance(info, inspect.StructType)
+    return [written_field(field) for field in info.fields if field.name not in without]
+
+
+SIGNATURES = signatures()
+ID = frozenset({"id"})
+PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi"})
+ANSWERS = list(dict.fromkeys(REQUESTS.values()))
+
+
+@pytest.mark.parametrize("request_type", list(REQUESTS), ids=frames.type_of)
+def test_requests(request_type: type[Frame]) -> None:
+    fields, answer = SIGNATURES[frames.type_of(request_type)]
+    assert sorted(fields) == sorted(fields_of(request_type, without=ID))
+    assert answer == REQUESTS[request_type].__name__  # type: ignore[index]
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: answer.__name__)
+def test_answers(answer: type[Ok]) -> None:
+    fields, _ = SIGNATURES[answer.__name__]
+    assert sorted(fields) == sorted(fields_of(answer, without=ID))
+
+
+@pytest.mark.parametrize("push", [*PUSHES, Error, Ok], ids=frames.type_of)
+def test_pushes_and_errors(push: type[Frame]) -> None:
+    fields, answer = SIGNATURES[frames.type_of(push)]
+    assert sorted(fields) == sorted(fields_of(push))
+    assert answer is None
+
+
+@pytest.mark.parametrize("value", Value.__subclasses__(), ids=lambda value: value.__name__)
+def test_values(value: type[Value]) -> None:
+    fields, _ = SIGNATURES[value.__name__]
+    assert sorted(fields) == sorted(fields_of(value, without=PRIVATE if value is frames.PublicKey else frozenset()))
+
+
+def test_nothing_else_is_specified() -> None:
+    known = {
+        *map(frames.type_of, REQUESTS),
+        *map(frames.type_of, PUSHES),
+        "error",
+        "ok",
+        *(value.__name__ for value in Value.__subclasses__()),
+        *(answer.__name__ for answer in ANSWERS),
+    }
+    assert set(SIGNATURES) == known
+
+
+# ── statements ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+COMMON = (
+    "group_id: id, actor_id: id, statement_id: id, base_seq: seq, base_hash: hash, key_epoch: epoch, roster_hash: hash"
+)
+
+
+def test_statements_begin_as_specified() -> None:
+    assert f"[kind, {COMMON}," in " ".join(SPEC.split())
+    assert fields_of(statements.Statement) == COMMON.split(", ")
+
+
+def test_statements_go_on_as_specified() -> None:
+    found = {int(kind): (name, own) for block in BLOCKS for kind, name, own in ELEMENTS.findall(block)}
+    kinds = {statements.kind_of(kind): kind for kind in statements.Statement.__subclasses__()}  # type: ignore[arg-type]
+    assert set(found) == set(kinds)
+    for number, (name, own) in found.items():
+        assert Kind(number).name.lower().replace("_", ".", 1) == name
+        assert fields_of(kinds[number]) == [*COMMON.split(", "), *(own.split(", ") if own else [])]
+
+
+# ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def rows(heading: str) -> Iterator[list[str]]:
+    """The cells of the first table under a heading."""
+    section = SPEC.partition(f"\n{heading}\n")[2]
+    assert section, heading
+    table = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    assert table
+    for line in table[0].splitlines()[2:]:
+        yield [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+def quoted(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+def test_error_codes() -> None:
+    advice = {quoted(cells[0])[0]: cells[-1].strip("| ") for cells in rows("## 13. Errors")}
+    assert set(advice) == set(ErrorCode)
+    for code in ErrorCode:
+        expected = (
+            "after `retry_after_ms`"
+            if code in RETRYABLE
+            else "`refresh`"
+            if code in AFTER_REFRESH
+            else "after"
+            if code in AFTER_CATCHING_UP
+            else "no"
+        )
+        assert expected in advice[code], code
+
+
+def test_close_codes() -> None:
+    found = {int(cells[0]): quoted(cells[1])[0] for cells in rows("## 14. Close codes")}
+    assert found == {code.value: code.name.lower() for code in CloseCode}
+
+
+def test_kinds() -> None:
+    found = {int(cells[0]): quoted(cells[1])[0] for cells in rows("### 11.1 Kinds")}
+    assert found == {kind.value: kind.name.lower().replace("_", ".", 1) for kind in Kind}
+    named = re.search(r"The \*\*roster-changing\*\* kinds are ([\d, and]+)\.", SPEC)
+    assert named
+    assert {int(number) for number in re.findall(r"\d+", named[1])} == {int(kind) for kind in CHANGES_ROSTER}
+
+
+def test_every_limit_is_explained() -> None:
+    found = [name for cells in rows("### 3.4 Limits") for name in quoted(cells[0])]
+    assert sorted(found) == sorted(Limits.__struct_fields__)
+
+
+def test_scopes() -> None:
+    found = {cells[0].strip("`"): quoted(cells[1]) for cells in rows("### 5.2 Scopes")}
+    assert set(found) == {"none", *Scope}
+    named = [name for names in found.values() for name in names]
+    assert sorted(named) == sorted(map(frames.type_of, REQUESTS))
+
+
+def test_numbers_that_are_fixed() -> None:
+    assert f"Containers nest at most {codec.MAX_DEPTH} deep" in SPEC
+    assert f"It has at most {statements.MAX_STATEMENT_BYTES:,} bytes" in " ".join(SPEC.split())
+
+
+def test_every_mutating_request_says_what_happens_when_it_is_repeated() -> None:
+    found = {name for cells in rows("### 5.4 Repeated requests") for name in quoted(cells[0])}
+    reading = {"event.list", "thread.list", "reply.list", "group.list", "group.get", "group.keys", "member.list"}
+    reading |= {"invite.list", "invite.open", "user.get", "backup.get", "cursor.get", "session.list", "token.list"}
+    posts = {"thread.post", "reply.post", "annotation.post"}
+    control = {frames.type_of(r) for r in REQUESTS if issubclass(r, frames.ControlRequest)}
+    assert found | reading | posts | control == set(map(frames.type_of, REQUESTS))
+
+
+def test_links_lead_somewhere() -> None:
+    anchors = {
+        re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", SPEC, re.MULTILINE)
+    }
+    for anchor in re.findall(r"\]\(#([^)]+)\)", SPEC):
+        assert anchor in anchors
+
+
+# ── the examples ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def example(heading: str) -> list[str]:
+    """The hex of each block under a heading, without what is written beside it."""
+    section = SPEC.partition(f"\n### {heading}\n")[2].partition("\n### ")[0]
+    return [
+        "".join("".join(re.match(r"\s*([0-9a-f ]*?)(?:\s{2,}\S.*)?$", line)[1].split()) for line in block.splitlines())  # type: ignore[index]
+        for block in re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    ]
+
+
+def test_the_ping() -> None:
+    [ping] = [exchange for exchange in load("frames")["exchanges"] if exchange["type"] == "ping"]
+    assert example("17.1 A ping and its answer") == [ping["request"]["bytes"], ping["answer"]["bytes"]]
+
+
+def test_the_statement() -> None:
+    statement, signature = example("17.2 A statement")
+    [vector] = [found for found in load("statements")["statements"] if found["statement"] == statement]
+    assert vector["signature"] == signature
+    section = SPEC.partition("\n### 17.2")[2].partition("\n### ")[0]
+    assert f"`{vector['preimage'].removesuffix(statement)}`" in section
+    assert f"`{vector['signing_key']}`" in section
+    assert f"these {len(statement) // 2} bytes" in section
+
+
+def test_the_event() -> None:
+    field, content, preimage, event_hash = example("17.3 An event")
+    event: dict[str, Any] = next(found for found in load("chain")["events"] if found["hash"] == event_hash)
+    assert event["fields"] == [field]
+    assert sha256(bytes.fromhex(content)).hexdigest() == event["content_hash"]
+    assert sha256(bytes.fromhex(preimage)).hexdigest() == event_hash
