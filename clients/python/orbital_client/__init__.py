@@ -1,0 +1,93 @@
+"""Client for Orbital relays: connect, post, follow, resume without a hole.
+
+client      Client: the account, groups, events          groups      Group: what its members do in it
+session     one login kept alive: tokens, reconnecting   connection  one WebSocket
+feed        from the socket to `events()`                inbox       the bounded queue between, and its items
+following   which groups are subscribed to               control     statements: built, signed, sent
+ledger      chain, roster and key epoch as verified      identity    a user's keys
+links       invite links                                 stores      where tokens and cursors are kept
+bookmarks   how far the application has read             backoff     how long to wait
+files       private files, replaced whole                errors      all that is raised
+"""
+
+from orbital_client.client import Client
+from orbital_client.errors import (
+    AccountRefused,
+    AdmissionNeeded,
+    BadAnswer,
+    BadRequest,
+    ChainBroken,
+    ChainFork,
+    ClientClosed,
+    Closed,
+    ConnectionLost,
+    FutureCursor,
+    LogBroken,
+    NotAuthenticated,
+    NotFound,
+    OrbitalError,
+    OutOfDate,
+    Refused,
+    RequestFailed,
+    RequestTimeout,
+    TryLater,
+)
+from orbital_client.groups import Group, Posted
+from orbital_client.identity import Identity, thumbprint, uuid7
+from orbital_client.inbox import Disconnected, Item, Reconnected
+from orbital_client.ledger import statement_of
+from orbital_client.links import InviteLink
+from orbital_client.stores import CursorStore, FileCursors, FileTokens, MemoryCursors, MemoryTokens, Tokens, TokenStore
+from orbital_protocol.codes import ErrorCode, History, Kind, Role
+from orbital_protocol.frames import Cursor, CursorMoved, Event, GroupGone, JoinRequested, Live, Signal
+
+__all__ = [
+    "AccountRefused",
+    "AdmissionNeeded",
+    "BadAnswer",
+    "BadRequest",
+    "ChainBroken",
+    "ChainFork",
+    "Client",
+    "ClientClosed",
+    "Closed",
+    "ConnectionLost",
+    "Cursor",
+    "CursorMoved",
+    "CursorStore",
+    "Disconnected",
+    "ErrorCode",
+    "Event",
+    "FileCursors",
+    "FileTokens",
+    "FutureCursor",
+    "Group",
+    "GroupGone",
+    "History",
+    "Identity",
+    "InviteLink",
+    "Item",
+    "JoinRequested",
+    "Kind",
+    "Live",
+    "LogBroken",
+    "MemoryCursors",
+    "MemoryTokens",
+    "NotAuthenticated",
+    "NotFound",
+    "OrbitalError",
+    "OutOfDate",
+    "Posted",
+    "Reconnected",
+    "Refused",
+    "RequestFailed",
+    "RequestTimeout",
+    "Role",
+    "Signal",
+    "TokenStore",
+    "Tokens",
+    "TryLater",
+    "statement_of",
+    "thumbprint",
+    "uuid7",
+]

@@ -1,0 +1,152 @@
+"""Everything that this package raises.
+
+OrbitalError
+├── RequestFailed            the relay answered a request with an error; its `code` says which
+│   ├── TryLater             internal, overloaded, rate_limited, unavailable: after `retry_after_ms`
+│   ├── BadRequest           the request itself is wrong
+│   ├── NotAuthenticated     the session has ended: log in again
+│   ├── AccountRefused       credentials_invalid, username_taken, registration_closed, owns_groups
+│   ├── Refused              the relay's rules or the group's don't allow it
+│   │   └── NotFound         it isn't there, or isn't for the caller to see
+│   └── OutOfDate            the group has changed: catch up, then try again
+├── ConnectionLost           the connection ended; whether the request was carried out is unknown
+├── RequestTimeout           no answer in time; whether the request was carried out is unknown
+├── Closed                   the relay closed the connection for good
+├── ClientClosed             the client was closed, or nobody has signed in yet
+├── BadAnswer                the relay sent what the protocol doesn't allow
+├── AdmissionNeeded          an invite link must be answered by an admin: knock
+└── LogBroken                a group's log is not what this client has seen of it; the client stops following it
+    ├── ChainBroken          an event is missing, altered or out of order
+    ├── ChainFork            the relay has another event where this client's cursor is
+    └── FutureCursor         the relay has fewer events than this client has seen
+"""
+
+from typing import Final
+
+from orbital_protocol.codes import AFTER_CATCHING_UP, AFTER_REFRESH, RETRYABLE, ErrorCode
+from orbital_protocol.frames import Error, ErrorDetails
+
+
+class OrbitalError(Exception):
+    """Base of all that this package raises."""
+
+
+class RequestFailed(OrbitalError):
+    """The relay refused a request. `code` is an `ErrorCode`, or the text of one that this version doesn't know."""
+
+    def __init__(
+        self, code: str, message: str, *, retry_after_ms: int | None = None, details: ErrorDetails | None = None
+    ) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.retry_after_ms = retry_after_ms
+        self.details = details or ErrorDetails()
+
+
+class TryLater(RequestFailed):
+    """The relay can't just now: try again after `retry_after_ms`."""
+
+
+class BadRequest(RequestFailed):
+    """The request is wrong and will stay so; `details.field` may name the field."""
+
+
+class NotAuthenticated(RequestFailed):
+    """The session has ended: log in again."""
+
+
+class AccountRefused(RequestFailed):
+    """The account can't be made, entered or deleted like this."""
+
+
+class Refused(RequestFailed):
+    """The relay's rules, or the group's, don't allow it."""
+
+
+class NotFound(Refused):
+    """It isn't there, or it isn't for the caller to see."""
+
+
+class OutOfDate(RequestFailed):
+    """The group has changed since the request was made: catch up and try again."""
+
+
+class ConnectionLost(OrbitalError):
+    """The connection ended before the answer came: whether the request was carried out is unknown."""
+
+
+class RequestTimeout(OrbitalError, TimeoutError):
+    """No answer in time: whether the request was carried out is unknown."""
+
+
+class Closed(OrbitalError):
+    """The relay closed the connection and does not want it back: `code` is 4500 to 4999."""
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(f"the relay closed the connection for good: {code} {reason}".rstrip())
+        self.code = code
+        self.reason = reason
+
+
+class ClientClosed(OrbitalError):
+    """The client was closed, or nobody has signed in yet."""
+
+
+class BadAnswer(OrbitalError):
+    """The relay sent what the protocol doesn't allow."""
+
+
+class AdmissionNeeded(OrbitalError):
+    """The group was rekeyed since the invite link was made: knock with the link, and an admin admits."""
+
+
+class LogBroken(OrbitalError):
+    """The log of `group_id` is not what this client has seen of it at `seq`. The client no longer follows it."""
+
+    def __init__(self, group_id: bytes, seq: int, problem: str) -> None:
+        super().__init__(f"group {group_id.hex()} at {seq}: {problem}")
+        self.group_id = group_id
+        self.seq = seq
+        self.problem = problem
+
+
+class ChainBroken(LogBroken):
+    """An event is missing, altered or out of order."""
+
+
+class ChainFork(LogBroken):
+    """At this client's cursor the relay has another event than the one that the client saw."""
+
+
+class FutureCursor(LogBroken):
+    """The relay has fewer events than this client has seen: it may have been restored from an old backup."""
+
+
+_CLASSES: Final[dict[str, type[RequestFailed]]] = {
+    **dict.fromkeys(RETRYABLE, TryLater),
+    **dict.fromkeys(AFTER_REFRESH, NotAuthenticated),
+    **dict.fromkeys(AFTER_CATCHING_UP, OutOfDate),
+    ErrorCode.BAD_FRAME: BadRequest,
+    ErrorCode.TOO_LARGE: BadRequest,
+    ErrorCode.UNKNOWN_TYPE: BadRequest,
+    ErrorCode.BAD_ARGUMENT: BadRequest,
+    ErrorCode.BAD_SIGNATURE: BadRequest,
+    ErrorCode.UNSUPPORTED_PROTOCOL: BadRequest,
+    ErrorCode.CREDENTIALS_INVALID: AccountRefused,
+    ErrorCode.USERNAME_TAKEN: AccountRefused,
+    ErrorCode.REGISTRATION_CLOSED: AccountRefused,
+    ErrorCode.OWNS_GROUPS: AccountRefused,
+    ErrorCode.FORBIDDEN: Refused,
+    ErrorCode.NOT_FOUND: NotFound,
+    ErrorCode.BANNED: Refused,
+    ErrorCode.INVITE_INVALID: Refused,
+    ErrorCode.ID_CONFLICT: Refused,
+    ErrorCode.ALREADY_MEMBER: Refused,
+    ErrorCode.LIMIT_EXCEEDED: Refused,
+}
+
+
+def failure(error: Error) -> RequestFailed:
+    """The exception for an `error` frame."""
+    kind = _CLASSES.get(error.code, RequestFailed)
+    return kind(error.code, error.message, retry_after_ms=error.retry_after_ms, details=error.details)

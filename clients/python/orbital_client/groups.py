@@ -1,0 +1,404 @@
+"""One group: what its members do in it. Statements are built on what was verified of the log, and signed."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import Final
+
+from orbital_client.control import Control, Relay
+from orbital_client.errors import BadAnswer, OutOfDate
+from orbital_client.identity import thumbprint, uuid7
+from orbital_client.ledger import Chain, Ledger
+from orbital_client.links import InviteLink
+from orbital_protocol import ZERO_HASH, ZERO_ID, chain
+from orbital_protocol.codes import Kind, Role
+from orbital_protocol.frames import (
+    AnnotationPost,
+    ControlOk,
+    Cursor,
+    CursorGet,
+    CursorOk,
+    CursorPut,
+    Event,
+    EventListOk,
+    GroupAdmit,
+    GroupDelete,
+    GroupDeny,
+    GroupGet,
+    GroupGetOk,
+    GroupKey,
+    GroupKeys,
+    GroupKeysOk,
+    GroupLeave,
+    GroupRekey,
+    GroupTransfer,
+    GroupUpdate,
+    Invite,
+    InviteCreate,
+    InviteCreateOk,
+    InviteList,
+    InviteListOk,
+    InviteRevoke,
+    InviteRotate,
+    InviteRotateOk,
+    JoinRequest,
+    Member,
+    MemberRemove,
+    MemberSetRole,
+    MemberUnban,
+    Ok,
+    PostDelete,
+    PostOk,
+    ReplyList,
+    ReplyPost,
+    Request,
+    SignalSend,
+    ThreadList,
+    ThreadPost,
+    WrappedKey,
+)
+from orbital_protocol.statements import (
+    GroupDeleted,
+    GroupRekeyed,
+    GroupTransferred,
+    GroupUpdated,
+    InviteCreated,
+    InviteRevoked,
+    MemberJoined,
+    MemberLeft,
+    MemberRemoved,
+    MemberRole,
+    MemberUnbanned,
+    PostDeleted,
+    RosterEntry,
+)
+
+_SECRET_BYTES: Final = 32
+
+Wrap = Callable[[RosterEntry], bytes]
+"""Makes the new group key's wrap for one member."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """An acknowledged post: it is durable, and this is its place in the log. `duplicate`: it was there already."""
+
+    id: bytes
+    seq: int
+    hash: bytes
+    created_at: int
+    duplicate: bool
+
+
+class Group:
+    """A group that the user is in. All contents are ciphertext: bytes that the application has sealed.
+
+    Requests raise what `Client.request` raises, and LogBroken once the group's log has shown itself broken.
+    """
+
+    def __init__(self, relay: Relay, group_id: bytes) -> None:
+        self.group_id = group_id
+        self._relay = relay
+        self._key_epoch: int | None = None
+        self._control = Control(relay, group_id)
+
+    def __repr__(self) -> str:
+        return f"Group({self.group_id.hex()})"
+
+    # ── posts ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def post(self, *, title: bytes, body: bytes, thread_id: bytes | None = None) -> Posted:
+        """Open a thread. With a `thread_id` of one's own, trying again later finds what an earlier try did."""
+        request = ThreadPost(
+            id=0,
+            group_id=self.group_id,
+            key_epoch=await self.key_epoch(),
+            thread_id=thread_id or uuid7(),
+            encrypted_title=title,
+            encrypted_body=body,
+        )
+        return await self._post(request, request.thread_id, ZERO_ID, title, body)
+
+    async def reply(self, thread_id: bytes, body: bytes, *, reply_id: bytes | None = None) -> Posted:
+        """Reply in a thread."""
+        request = ReplyPost(
+            id=0,
+            group_id=self.group_id,
+            key_epoch=await self.key_epoch(),
+            thread_id=thread_id,
+            reply_id=reply_id or uuid7(),
+            encrypted_body=body,
+        )
+        return await self._post(request, request.reply_id, thread_id, body)
+
+    async def annotate(self, target_id: bytes, body: bytes, *, annotation_id: bytes | None = None) -> Posted:
+        """Attach something to what was posted earlier: an edit, a reaction, a pin."""
+        request = AnnotationPost(
+            id=0,
+            group_id=self.group_id,
+            key_epoch=await self.key_epoch(),
+            target_id=target_id,
+            annotation_id=annotation_id or uuid7(),
+            encrypted_body=body,
+        )
+        return await self._post(request, request.annotation_id, target_id, body)
+
+    async def _post(self, request: Request, object_id: bytes, parent_id: bytes, *fields: bytes) -> Posted:
+        self._relay.check(self.group_id)
+        try:
+            ok = await self._relay.request(request, PostOk)
+        except OutOfDate:
+            self._key_epoch = None
+            raise
+        if ok.content_hash != chain.content_hash(parent_id, [chain.field_hash(field) for field in fields]):
+            raise BadAnswer("the relay acknowledged another content than was posted")
+        return Posted(object_id, ok.seq, ok.hash, ok.created_at, ok.duplicate)
+
+    async def delete_post(self, target_id: bytes) -> ControlOk:
+        """Delete a thread, reply or annotation: one's own, or as an admin."""
+        return await self._control.change(
+            lambda ledger: PostDeleted(**self._control.header(ledger), target_id=target_id),
+            PostDelete,
+            ControlOk,
+        )
+
+    async def signal(self, payload: bytes) -> None:
+        """Tell whoever is online something that is never stored. Not sent again if the connection is lost."""
+        self._relay.check(self.group_id)
+        await self._relay.request(SignalSend(id=0, group_id=self.group_id, payload=payload), Ok)
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def history(
+        self, *, after_seq: int | None = None, before_seq: int | None = None, limit: int = 100
+    ) -> EventListOk:
+        """A page of the log, whose events are verified to be chained without a gap. Raises ChainBroken."""
+        page = await self._control.page(after_seq=after_seq, before_seq=before_seq, limit=limit)
+        if page.events:
+            start = Cursor(group_id=self.group_id, seq=page.events[0].seq - 1, hash=page.previous_hash or ZERO_HASH)
+            log = Chain(start)
+            for event in page.events:
+                log.advance(event)
+        return page
+
+    async def threads(
+        self, *, after_seq: int | None = None, before_seq: int | None = None, limit: int = 50
+    ) -> EventListOk:
+        """A page of the group's threads. Between them events are left out, so nothing shows whether one is missing."""
+        request = ThreadList(
+            id=0, group_id=self.group_id, after_seq=after_seq, before_seq=before_seq, limit=self._control.limit(limit)
+        )
+        return await self._relay.request(request, EventListOk)
+
+    async def replies(
+        self, thread_id: bytes, *, after_seq: int | None = None, before_seq: int | None = None, limit: int = 50
+    ) -> EventListOk:
+        """A page of a thread's replies. Between them events are left out, so nothing shows whether one is missing."""
+        request = ReplyList(
+            id=0,
+            group_id=self.group_id,
+            thread_id=thread_id,
+            after_seq=after_seq,
+            before_seq=before_seq,
+            limit=self._control.limit(limit),
+        )
+        return await self._relay.request(request, EventListOk)
+
+    async def info(self) -> GroupGetOk:
+        """The group as the relay has it now; to admins also its code and who knocks."""
+        info = await self._relay.request(GroupGet(id=0, group_id=self.group_id), GroupGetOk)
+        self._key_epoch = info.key_epoch
+        return info
+
+    async def key_epoch(self) -> int:
+        """The key epoch that posts are to be sealed under."""
+        if self._key_epoch is None:
+            await self.info()
+        return self._key_epoch or 1
+
+    async def keys(self) -> list[GroupKey]:
+        """All wraps of group keys that were ever made for this user."""
+        return (await self._relay.request(GroupKeys(id=0, group_id=self.group_id), GroupKeysOk)).keys
+
+    async def members(self) -> list[Member]:
+        """The members as the relay lists them now."""
+        return (await self._control.members())[0]
+
+    async def get_cursor(self, name: str) -> CursorOk:
+        """Where this user's cursor of that name stands, on whichever device it was put."""
+        return await self._relay.request(CursorGet(id=0, group_id=self.group_id, name=name), CursorOk)
+
+    async def put_cursor(self, name: str, event: Event, *, rewind: bool = False) -> CursorOk:
+        """Put this user's cursor at an event; it only goes forward, unless `rewind`."""
+        request = CursorPut(id=0, group_id=self.group_id, name=name, seq=event.seq, hash=event.hash, rewind=rewind)
+        return await self._relay.request(request, CursorOk)
+
+    # ── invites ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def invite(self, *, expires_at: int = 0, max_uses: int = 0, sealed_group_key: bytes = b"") -> InviteLink:
+        """Make an invite link. `expires_at` 0: never; `max_uses` 0: unlimited."""
+        inviter = self._relay.identity
+        draft = InviteLink(
+            invite_code="",
+            group_id=self.group_id,
+            invite_id=uuid7(),
+            secret=secrets.token_bytes(_SECRET_BYTES),
+            inviter_id=inviter.user_id,
+            inviter_signing_key=inviter.signing_key,
+            seq=0,
+            hash=ZERO_HASH,
+        )
+        answer = await self._control.change(
+            lambda ledger: InviteCreated(
+                **self._control.header(ledger),
+                invite_id=draft.invite_id,
+                invite_key=draft.public_key,
+                expires_at=expires_at,
+                max_uses=max_uses,
+            ),
+            partial(InviteCreate, sealed_group_key=sealed_group_key),
+            InviteCreateOk,
+        )
+        verified = (await self._control.loaded()).position
+        return draft.at(answer.invite_code, verified)
+
+    async def invites(self) -> list[Invite]:
+        """The invite links that still work."""
+        return (await self._relay.request(InviteList(id=0, group_id=self.group_id), InviteListOk)).invites
+
+    async def revoke_invite(self, invite_id: bytes) -> ControlOk:
+        """Make an invite link useless."""
+        return await self._control.change(
+            lambda ledger: InviteRevoked(**self._control.header(ledger), invite_id=invite_id),
+            InviteRevoke,
+            ControlOk,
+        )
+
+    async def rotate_code(self, *, knocking: bool = True) -> str:
+        """Replace the standing code, with which anyone may knock; `knocking` False switches it off."""
+        request = InviteRotate(id=0, group_id=self.group_id, knocking=knocking)
+        return (await self._relay.request(request, InviteRotateOk)).invite_code
+
+    async def admit(self, request: JoinRequest, *, encrypted_group_key: bytes = b"") -> ControlOk:
+        """Make a member of somebody who knocks."""
+        return await self._control.change(
+            lambda ledger: MemberJoined(
+                **self._control.header(ledger),
+                user_id=request.user_id,
+                signing_key=request.signing_key,
+                rsa_thumbprint=thumbprint(request.public_key),
+                is_bot=request.is_bot,
+                invite_id=request.invite_id or ZERO_ID,
+                invite_signature=request.invite_signature or b"",
+            ),
+            partial(GroupAdmit, encrypted_group_key=encrypted_group_key),
+            ControlOk,
+        )
+
+    async def deny(self, user_id: bytes) -> None:
+        """Send away somebody who knocks."""
+        await self._relay.request(GroupDeny(id=0, group_id=self.group_id, user_id=user_id), Ok)
+
+    # ── membership and the group itself ─────────────────────────────────────────────────────────────────────────────
+
+    async def remove(self, user_id: bytes, *, ban: bool = False) -> ControlOk:
+        """Remove a member of a lower role. A rekey is due then, before which nobody can post."""
+        return await self._control.change(
+            lambda ledger: MemberRemoved(**self._control.header(ledger), user_id=user_id, ban=ban),
+            MemberRemove,
+            ControlOk,
+        )
+
+    async def unban(self, user_id: bytes) -> ControlOk:
+        """Lift a ban."""
+        return await self._control.change(
+            lambda ledger: MemberUnbanned(**self._control.header(ledger), user_id=user_id),
+            MemberUnban,
+            ControlOk,
+        )
+
+    async def set_role(self, user_id: bytes, role: Role) -> ControlOk:
+        """Make a member an admin, or an admin a member."""
+        return await self._control.change(
+            lambda ledger: MemberRole(**self._control.header(ledger), user_id=user_id, role=role),
+            MemberSetRole,
+            ControlOk,
+        )
+
+    async def transfer(self, user_id: bytes) -> ControlOk:
+        """Make another member the owner; this user is an admin from then on."""
+        return await self._control.change(
+            lambda ledger: GroupTransferred(**self._control.header(ledger), user_id=user_id),
+            GroupTransfer,
+            ControlOk,
+        )
+
+    async def leave(self) -> ControlOk:
+        """Leave the group. Its owner can't."""
+        return await self._control.change(
+            lambda ledger: MemberLeft(**self._control.header(ledger)),
+            GroupLeave,
+            ControlOk,
+        )
+
+    async def update(self, encrypted_name: bytes) -> ControlOk:
+        """Change the group's name."""
+        return await self._control.change(
+            lambda ledger: GroupUpdated(**self._control.header(ledger), name_hash=sha256(encrypted_name).digest()),
+            partial(GroupUpdate, encrypted_name=encrypted_name),
+            ControlOk,
+        )
+
+    async def delete(self) -> ControlOk:
+        """Delete the group and all that is in it."""
+        return await self._control.change(
+            lambda ledger: GroupDeleted(**self._control.header(ledger)),
+            GroupDelete,
+            ControlOk,
+        )
+
+    async def rekey(
+        self, *, encrypted_name: bytes, wrap: Wrap, key_commitment: bytes, previous_key: bytes = b""
+    ) -> ControlOk:
+        """Put a new group key in force: `wrap` makes its wrap for each member.
+
+        If the membership changes meanwhile, `wrap` is called anew for everyone.
+        """
+        wraps: list[WrappedKey] = []
+
+        def draft(ledger: Ledger) -> GroupRekeyed:
+            wraps[:] = [
+                WrappedKey(
+                    user_id=member.user_id, rsa_thumbprint=member.rsa_thumbprint, encrypted_group_key=wrap(member)
+                )
+                for member in ledger.roster.values()
+            ]
+            return GroupRekeyed(
+                **self._control.header(ledger),
+                new_key_epoch=ledger.key_epoch + 1,
+                key_commitment=key_commitment,
+                name_hash=sha256(encrypted_name).digest(),
+                previous_key=previous_key,
+            )
+
+        answer = await self._control.change(
+            draft,
+            partial(GroupRekey, encrypted_name=encrypted_name, encrypted_group_keys=wraps),
+            ControlOk,
+        )
+        self._key_epoch = answer.key_epoch
+        return answer
+
+    # ── what is known of the log ────────────────────────────────────────────────────────────────────────────────────
+
+    def observe(self, event: Event) -> None:
+        """Take note of an event that the subscription verified. Raises ChainBroken if it isn't what a page had."""
+        if event.kind == Kind.GROUP_REKEYED:
+            self._key_epoch = None
+        self._control.observe(event)
+
+    def learn_epoch(self, key_epoch: int) -> None:
+        """Take note of the key epoch at the log's head."""
+        self._key_epoch = key_epoch

@@ -1,0 +1,176 @@
+"""A group's log as this client has verified it: every event chained to the one before, and what follows from them.
+
+No I/O. `Chain` checks that nothing is missing, altered or out of order; `Ledger` also keeps the roster and the key
+epoch, which statements are built on.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec.structs import replace
+
+from orbital_client.errors import ChainBroken
+from orbital_protocol import ZERO_ID, chain
+from orbital_protocol.codes import Kind, Role
+from orbital_protocol.frames import Cursor, Event
+from orbital_protocol.statements import (
+    AnyStatement,
+    GroupCreated,
+    GroupRekeyed,
+    GroupTransferred,
+    KeyReplaced,
+    MemberJoined,
+    MemberLeft,
+    MemberRemoved,
+    MemberRole,
+    RosterEntry,
+    Statement,
+    StatementError,
+    decode,
+    kind_of,
+)
+
+Roster = Mapping[bytes, RosterEntry]
+
+_POSTS: Final = frozenset({Kind.THREAD_POSTED, Kind.REPLY_POSTED, Kind.ANNOTATION_POSTED})
+_MAX_KIND: Final = 255
+_CONTROL: Final = frozenset(Kind) - _POSTS - {Kind.MEDIA_POSTED, Kind.MEDIA_DELETED, Kind.MEDIA_EXPIRED}
+_BY_RELAY: Final = frozenset({Kind.MEMBER_LEFT, Kind.GROUP_DELETED})  # may come without a statement: a deleted account
+
+
+class Chain:
+    """The place in a group's log up to which everything has been verified."""
+
+    def __init__(self, position: Cursor) -> None:
+        self.position = position
+
+    def advance(self, event: Event) -> AnyStatement | None:
+        """Go on by one event, and return its statement if it has one; raise ChainBroken if it isn't the next."""
+        expected = self.position.seq + 1
+        if event.seq != expected:
+            raise self.broken(f"expected event {expected}, got {event.seq}")
+        statement = self._statement(event)
+        if (content := _content_hash(event)) is not None and content != event.content_hash:
+            raise self.broken("the content is not what its hash says")
+        if not 0 <= event.kind <= _MAX_KIND or _event_hash(event, self.position.hash) != event.hash:
+            raise self.broken("the event does not continue the chain")
+        self.position = Cursor(group_id=event.group_id, seq=event.seq, hash=event.hash)
+        return statement
+
+    def meet(self, seq: int, hash_: bytes) -> None:
+        """Check that the log's head, as the relay names it, is this place; raise ChainBroken if it isn't."""
+        if seq != self.position.seq:
+            raise self.broken(f"the relay is at {seq}, this client at {self.position.seq}")
+        if hash_ != self.position.hash:
+            raise self.broken("the relay's hash is not this client's")
+
+    def broken(self, problem: str) -> ChainBroken:
+        """An exception that names this place."""
+        return ChainBroken(self.position.group_id, self.position.seq, problem)
+
+    def _statement(self, event: Event) -> AnyStatement | None:
+        try:
+            statement = statement_of(event)
+        except StatementError as error:
+            raise self.broken(f"the statement can't be read: {error}") from None
+        if statement is None:
+            if event.kind in _CONTROL and (event.actor_id != ZERO_ID or event.kind not in _BY_RELAY):
+                raise self.broken("a change of the group came without its statement")
+        elif (
+            kind_of(statement) != event.kind
+            or statement.group_id != event.group_id
+            or statement.actor_id != event.actor_id
+            or statement.statement_id != event.object_id
+            or statement.key_epoch != event.key_epoch
+        ):
+            raise self.broken("the statement says something else than its event")
+        return statement
+
+
+class Ledger(Chain):
+    """A group's roster and key epoch at a place in its log."""
+
+    def __init__(self, position: Cursor, *, key_epoch: int, roster: Roster) -> None:
+        super().__init__(position)
+        self.key_epoch = key_epoch
+        self.roster = roster
+
+    def advance(self, event: Event) -> AnyStatement | None:
+        statement = super().advance(event)
+        if statement is not None:
+            self.roster = roster_after(self.roster, statement)
+            if isinstance(statement, GroupRekeyed):
+                self.key_epoch = statement.new_key_epoch
+        elif event.kind == Kind.MEMBER_LEFT:  # the relay's own: the user deleted the account
+            self.roster = {user_id: entry for user_id, entry in self.roster.items() if user_id != event.object_id}
+        return statement
+
+
+def statement_of(event: Event) -> AnyStatement | None:
+    """The statement that made this event; None for posts and for what the relay itself appended.
+
+    Raises StatementError for bytes that are no statement, which no event has that this client handed out.
+    """
+    return None if event.statement is None else decode(event.statement)
+
+
+def roster_after(roster: Roster, statement: Statement) -> Roster:
+    """The roster once the statement is in the log. Whoever it names that is no member is passed over."""
+    after = dict(roster)
+    match statement:
+        case GroupCreated():
+            after[statement.actor_id] = _newcomer(statement.actor_id, Role.OWNER, statement)
+        case MemberJoined():
+            after[statement.user_id] = _newcomer(statement.user_id, Role.MEMBER, statement)
+        case MemberLeft():
+            after.pop(statement.actor_id, None)
+        case MemberRemoved():
+            after.pop(statement.user_id, None)
+        case MemberRole():
+            _set_role(after, statement.user_id, statement.role)
+        case GroupTransferred():
+            _set_role(after, statement.actor_id, Role.ADMIN)
+            _set_role(after, statement.user_id, Role.OWNER)
+        case KeyReplaced() if entry := after.get(statement.actor_id):
+            after[statement.actor_id] = replace(
+                entry, signing_key=statement.signing_key, rsa_thumbprint=statement.rsa_thumbprint
+            )
+        case _:
+            return roster
+    return after
+
+
+def _newcomer(user_id: bytes, role: int, keys: GroupCreated | MemberJoined) -> RosterEntry:
+    return RosterEntry(user_id, role, keys.signing_key, keys.rsa_thumbprint, keys.is_bot)
+
+
+def _set_role(roster: dict[bytes, RosterEntry], user_id: bytes, role: int) -> None:
+    if entry := roster.get(user_id):
+        roster[user_id] = replace(entry, role=role)
+
+
+def _content_hash(event: Event) -> bytes | None:
+    """The hash of what the event carries; None for a kind of a later version, of which nothing more is known."""
+    if event.statement is not None:
+        return chain.control_content_hash(event.statement, event.signature or b"")
+    if event.kind in _POSTS:
+        fields = [field for field in (event.encrypted_title, event.encrypted_body) if field is not None]
+        hashes = [chain.field_hash(field) for field in fields] or event.field_hashes or []
+        return chain.content_hash(event.thread_id or event.target_id or ZERO_ID, hashes)
+    if event.kind in _CONTROL:
+        return chain.RELAY_CONTENT_HASH
+    return None
+
+
+def _event_hash(event: Event, previous_hash: bytes) -> bytes:
+    return chain.event_hash(
+        previous_hash=previous_hash,
+        group_id=event.group_id,
+        seq=event.seq,
+        kind=event.kind,
+        object_id=event.object_id,
+        actor_id=event.actor_id,
+        key_epoch=event.key_epoch,
+        created_at=event.created_at,
+        content_hash=event.content_hash,
+    )
