@@ -1,0 +1,35 @@
+"""`python -m bench [ingest] [fanout] [latency] [--seconds S] [--runs N]`; without a name, all of them."""
+
+import argparse
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
+
+from bench import fanout, ingest, latency
+from bench.figures import Plan, Result
+
+BENCHES: Final[Mapping[str, Callable[[Plan], Coroutine[Any, Any, Result]]]] = {
+    "ingest": ingest.measure,
+    "fanout": fanout.measure,
+    "latency": latency.measure,
+}
+
+
+def main() -> None:
+    """Run what was asked for, and print a JSON line for each."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="BENCH", help=f"any of {', '.join(BENCHES)}; default all")
+    parser.add_argument("--seconds", type=float, default=4, help="how long one run measures (default 4)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each side, alternating; the median counts")
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.names if name not in BENCHES]:
+        parser.error(f"no such benchmark: {', '.join(unknown)}")
+    if arguments.seconds <= 0 or arguments.runs < 1:
+        parser.error("--seconds must be above 0, --runs at least 1")
+    plan = Plan(arguments.seconds, arguments.runs)
+    for name in arguments.names or BENCHES:
+        print(asyncio.run(BENCHES[name](plan)).as_json_line(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What is measured for how long, and what comes out of it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Final
+
+Figure = float | Mapping[str, float] | None
+
+_US_A_MS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long a run measures, and how many runs of each side there are."""
+
+    seconds: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One benchmark's figures. `ratio` is ours to the yardstick's; None where there is no yardstick here."""
+
+    bench: str
+    ours: Figure
+    yardstick: Figure
+    ratio: Figure
+    bar: Figure
+    met: bool | None
+    details: Mapping[str, object] = field(default_factory=dict)
+
+    def as_json_line(self) -> str:
+        """One line for programs."""
+        named = {
+            "bench": self.bench,
+            "ours": _rounded(self.ours),
+            "yardstick": _rounded(self.yardstick),
+            "ratio": _rounded(self.ratio),
+            "bar": self.bar,
+            "met": self.met,
+        }
+        return json.dumps(named | dict(self.details))
+
+
+def _rounded(figure: Figure) -> Figure:
+    if isinstance(figure, Mapping):
+        return {name: round(value, 3) for name, value in figure.items()}
+    return None if figure is None else round(figure, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Two percentiles, in milliseconds."""
+
+    p50_ms: float
+    p99_ms: float
+
+    @classmethod
+    def of(cls, microseconds: Sequence[float]) -> "Latency":
+        """The percentiles of some measurements; there must be one."""
+        ordered = sorted(microseconds)
+        return cls(percentile(ordered, 0.50) / _US_A_MS, percentile(ordered, 0.99) / _US_A_MS)
+
+    @classmethod
+    def middle(cls, runs: Sequence["Latency"]) -> "Latency":
+        """The median of each percentile."""
+        return cls(median(run.p50_ms for run in runs), median(run.p99_ms for run in runs))
+
+    def as_figure(self) -> Mapping[str, float]:
+        """For a result."""
+        return {"p50_ms": self.p50_ms, "p99_ms": self.p99_ms}
+
+    def __str__(self) -> str:
+        return f"p50 {self.p50_ms:.2f} ms, p99 {self.p99_ms:.2f} ms"
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of the ordered values doesn't exceed."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def say(text: str) -> None:
+    """Tell whoever watches what happens."""
+    print(text, flush=True)

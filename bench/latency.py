@@ -1,0 +1,73 @@
+"""Latency: one post at a time, until the last of a hundred members has it, against pgbench with one client."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from bench.figures import Latency, Plan, Result, say
+from bench.people import Population, populate
+from bench.pgbench import Yardstick
+from bench.stage import Generator, Postgres, running_postgres, running_relay
+
+BAR_P50: Final = 4.0
+BAR_P99: Final = 5.0
+
+_MEMBERS: Final = 100
+_BODY_BYTES: Final = 400
+_WARM_UP: Final = 100
+_GRACE_S: Final = 60
+
+
+async def measure(plan: Plan) -> Result:
+    """Alternate relay and pgbench."""
+    say(
+        f"latency: one post of {_BODY_BYTES} bytes at a time, {_MEMBERS} members online, sent -> the last one has it;"
+        " against pgbench's single-row inserts with one client"
+    )
+    ours: list[Latency] = []
+    acked: list[Latency] = []
+    inserts: list[Latency] = []
+    async with running_postgres("latency") as postgres, Yardstick.ready(postgres) as yardstick:
+        population = await populate(postgres.dsn, users=_MEMBERS, groups=1)
+        for number in range(1, plan.runs + 1):
+            await postgres.execute("CHECKPOINT")
+            delivered_us, acked_us = await _posts(postgres, population, plan.seconds)
+            ours.append(Latency.of(delivered_us))
+            acked.append(Latency.of(acked_us))
+            await postgres.execute("CHECKPOINT")
+            inserts.append(Latency.of(await yardstick.latencies_us(plan.seconds)))
+            say(
+                f"  run {number}: delivered {ours[-1]} (acknowledged {acked[-1]}; {len(delivered_us):,} posts),"
+                f" pgbench {inserts[-1]}"
+            )
+    return _judge(Latency.middle(ours), Latency.middle(inserts), Latency.middle(acked))
+
+
+def _judge(ours: Latency, inserts: Latency, acked: Latency) -> Result:
+    p50, p99 = ours.p50_ms / inserts.p50_ms, ours.p99_ms / inserts.p99_ms
+    return Result(
+        "latency",
+        ours.as_figure(),
+        inserts.as_figure(),
+        {"p50": p50, "p99": p99},
+        {"p50": BAR_P50, "p99": BAR_P99},
+        p50 <= BAR_P50 and p99 <= BAR_P99,
+        {"acknowledged": {name: round(value, 3) for name, value in acked.as_figure().items()}},
+    )
+
+
+async def _posts(postgres: Postgres, population: Population, seconds: float) -> tuple[Sequence[float], Sequence[float]]:
+    """Microseconds until each post was delivered to all, and until it was acknowledged."""
+    [place] = population.places
+    task = {
+        "tokens": population.tokens,
+        "place": place.as_json(),
+        "body_bytes": _BODY_BYTES,
+        "seconds": seconds,
+        "warm_up": _WARM_UP,
+    }
+    async with (
+        running_relay(postgres, population.token_key) as port,
+        Generator.running("bench.one_by_one", {"port": port, **task}) as posters,
+    ):
+        done = await posters.answer(seconds + _GRACE_S)
+    return done["delivered_us"], done["acked_us"]
