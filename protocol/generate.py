@@ -1,4 +1,6 @@
-"""Write the vectors, the JSON Schema and the AsyncAPI document; `--check` only says which of them have drifted.
+"""Write the vectors, the JSON Schema, the AsyncAPI document and the examples in SPEC.md.
+
+`--check` only says which of them have drifted.
 
 python protocol/generate.py [--check] [--into DIRECTORY]
 """
@@ -15,7 +17,7 @@ import yaml
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE)]
 
-from generator import schema, vectors  # noqa: E402  a neighbour, in no distribution
+from generator import appendix, schema, vectors  # noqa: E402  a neighbour, in no distribution
 
 
 def files() -> Iterator[tuple[Path, str]]:
@@ -29,6 +31,8 @@ def files() -> Iterator[tuple[Path, str]]:
         Path("asyncapi.yaml"),
         head + yaml.safe_dump(schema.asyncapi(version), sort_keys=False, allow_unicode=True, width=120),
     )
+    specification = (HERE / "SPEC.md").read_text(encoding="utf-8")
+    yield Path("SPEC.md"), specification.partition(appendix.HEADING)[0] + appendix.appendix()
 
 
 def _json(value: object) -> str:

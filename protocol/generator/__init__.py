@@ -4,5 +4,6 @@ world     fixed people, ids and keys, and a group's log that holds every kind of
 examples  every request with its answer, every push, every error
 cases     byte strings and what a relay makes of them
 vectors   all of these as JSON
+appendix  the worked examples in SPEC.md
 schema    JSON Schema and AsyncAPI, from the structs in `orbital_protocol.frames`
 """

@@ -152,6 +152,7 @@ class Log:
     ) -> Entry:
         """Append a statement of the actor's. The roster is to be changed before, the key epoch after."""
         base_seq, base_hash = base or self.head
+        joins = kind is statements.MemberJoined and own["user_id"] == actor.user_id
         statement = kind(
             group_id=GROUP,
             actor_id=actor.user_id,
@@ -159,7 +160,7 @@ class Log:
             base_seq=base_seq,
             base_hash=base_hash,
             key_epoch=self.key_epoch,
-            roster_hash=statements.roster_hash(self.roster.values()),
+            roster_hash=ZERO_HASH if joins else statements.roster_hash(self.roster.values()),
             **own,
         )
         raw = statements.encode(statement)
