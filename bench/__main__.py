@@ -2,11 +2,13 @@
 
 import argparse
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from bench import fanout, ingest, latency
 from bench.figures import Plan, Result
+from bench.stage import BenchError
 
 BENCHES: Final[Mapping[str, Callable[[Plan], Coroutine[Any, Any, Result]]]] = {
     "ingest": ingest.measure,
@@ -28,7 +30,11 @@ def main() -> None:
         parser.error("--seconds must be above 0, --runs at least 1")
     plan = Plan(arguments.seconds, arguments.runs)
     for name in arguments.names or BENCHES:
-        print(asyncio.run(BENCHES[name](plan)).as_json_line(), flush=True)
+        try:
+            result = asyncio.run(BENCHES[name](plan))
+        except BenchError as error:
+            sys.exit(f"bench {name}: {error}")
+        print(result.as_json_line(), flush=True)
 
 
 if __name__ == "__main__":
