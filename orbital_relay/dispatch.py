@@ -13,6 +13,7 @@ from orbital_relay.handlers.groups import Groups
 from orbital_relay.handlers.invites import Invites
 from orbital_relay.handlers.members import Members
 from orbital_relay.handlers.posts import Posts
+from orbital_relay.handlers.sessions import Sessions
 from orbital_relay.handlers.subscriptions import Live
 from orbital_relay.handlers.tokens import Tokens
 from orbital_relay.store.posts import Post
@@ -38,6 +39,7 @@ class Handlers:
     """Every handler of a relay."""
 
     accounts: Accounts
+    sessions: Sessions
     tokens: Tokens
     groups: Groups
     members: Members
@@ -62,12 +64,12 @@ def routes(h: Handlers) -> Mapping[type[Request], Route]:
         (
             _handle(frames.Register, h.accounts.register),
             _handle(frames.Login, h.accounts.login),
-            _handle(frames.Authenticate, h.accounts.authenticate),
-            _handle(frames.Refresh, h.accounts.refresh),
+            _handle(frames.Authenticate, h.sessions.authenticate),
+            _handle(frames.Refresh, h.sessions.refresh),
             _handle(frames.Ping, h.live.ping),
-            _handle(frames.Logout, h.accounts.logout, Scope.ACCOUNT),
-            _handle(frames.SessionList, h.accounts.session_list, Scope.ACCOUNT),
-            _handle(frames.SessionRevoke, h.accounts.session_revoke, Scope.ACCOUNT),
+            _handle(frames.Logout, h.sessions.logout, Scope.ACCOUNT),
+            _handle(frames.SessionList, h.sessions.session_list, Scope.ACCOUNT),
+            _handle(frames.SessionRevoke, h.sessions.session_revoke, Scope.ACCOUNT),
             _handle(frames.PasswordChange, h.accounts.password_change, Scope.ACCOUNT),
             _handle(frames.AccountDelete, h.accounts.account_delete, Scope.ACCOUNT),
             _handle(frames.KeyReplace, h.accounts.key_replace, Scope.ACCOUNT),

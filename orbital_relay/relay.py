@@ -17,24 +17,17 @@ from orbital_protocol.frames import Limits
 from orbital_protocol.statements import MAX_STATEMENT_BYTES
 from orbital_relay import __version__, logs, token_keys
 from orbital_relay.announcer import Announcer
+from orbital_relay.assembly import Parts, assemble_handlers
 from orbital_relay.config import Settings, TokenKey
 from orbital_relay.config import warnings as config_warnings
-from orbital_relay.control import Control
+from orbital_relay.credentials import Workers
 from orbital_relay.dispatch import Handlers, routes
 from orbital_relay.embedded import EmbeddedPostgres
 from orbital_relay.errors import StartupError
 from orbital_relay.fanout import Fanout
 from orbital_relay.gateway import Gateway, GatewaySettings
-from orbital_relay.handlers.accounts import Accounts
-from orbital_relay.handlers.groups import Groups
-from orbital_relay.handlers.invites import Invites
-from orbital_relay.handlers.members import Members
-from orbital_relay.handlers.posts import Posts
-from orbital_relay.handlers.subscriptions import Live
-from orbital_relay.handlers.tokens import Tokens
 from orbital_relay.heartbeat import Heartbeat, Pulse
 from orbital_relay.janitor import Janitor
-from orbital_relay.limits import KeyedBuckets
 from orbital_relay.listener import Hears, Listener
 from orbital_relay.metrics import Metrics
 from orbital_relay.operators import Operators, Readiness
@@ -55,10 +48,6 @@ _JANITOR_S: Final = 60
 def limits_of(settings: Settings) -> Limits:
     """What `hello` says, and what is enforced."""
     return Limits(max_depth=MAX_DEPTH, max_statement_bytes=MAX_STATEMENT_BYTES, **settings.limits.model_dump())
-
-
-def _hourly(count: int) -> KeyedBuckets:
-    return KeyedBuckets(count / 3600, count, time.monotonic)
 
 
 def now_us() -> int:
@@ -155,7 +144,12 @@ class Relay:
         writer = self._writer(pool_settings, fanout)
         fanout.on_progress = writer.nudge
         announcer = Announcer(database)
-        handlers = self._handlers(database, keys, fanout, announcer)
+        workers = Workers(settings.bcrypt_threads, settings.bcrypt_queue)
+        handlers = assemble_handlers(
+            settings,
+            self._limits,
+            Parts(database, keys, fanout, announcer, workers, self._relay_hex, now_us),
+        )
         reactions = Reactions(self._relay_hex, self._registry, fanout, handlers.invites.announcement)
         listener = self._listener(database, pool_settings, fanout, reactions)
         heartbeat = Heartbeat(
@@ -194,6 +188,7 @@ class Relay:
                 await self._drain(gateway)
             finally:
                 await operators.stop()
+                workers.close()
                 for task in tasks:
                     task.cancel()
 
@@ -223,38 +218,6 @@ class Relay:
                 )
                 for number in range(settings.lanes)
             ]
-        )
-
-    def _handlers(self, database: Database, keys: Sequence[TokenKey], fanout: Fanout, announcer: Announcer) -> Handlers:
-        settings, limits = self._settings, self._limits
-        control = Control(database, fanout, self._relay_hex)
-        guesses = KeyedBuckets(
-            settings.invite_attempts_per_minute / 60, settings.invite_attempts_per_minute, time.monotonic
-        )
-        return Handlers(
-            accounts=Accounts(),
-            tokens=Tokens(),
-            groups=Groups(control, database, limits, _hourly(limits.rekeys_per_hour)),
-            members=Members(control, database, limits),
-            invites=Invites(
-                control=control,
-                database=database,
-                limits=limits,
-                relay_hex=self._relay_hex,
-                clock=now_us,
-                guesses=guesses,
-                knocks=_hourly(limits.knocks_per_hour),
-            ),
-            posts=Posts(database, limits),
-            live=Live(
-                database=database,
-                limits=limits,
-                now=now_us,
-                relay_hex=self._relay_hex,
-                signal_rate=KeyedBuckets(limits.signals_per_second, 2 * limits.signals_per_second, time.monotonic),
-                deliver_signal=fanout.signal,
-                hint=announcer.announce,
-            ),
         )
 
     def _listener(

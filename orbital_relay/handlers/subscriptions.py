@@ -119,11 +119,11 @@ class Live:
                 await self._require_room(connection, caller)
             seq, hash_ = await live_store.put_cursor(
                 connection,
-                caller.user_id,
-                request.group_id,
-                request.name,
-                request.seq,
-                request.hash,
+                user_id=caller.user_id,
+                group_id=request.group_id,
+                name=request.name,
+                seq=request.seq,
+                hash_=request.hash,
                 rewind=request.rewind,
             )
             hint = hints.CursorHint(caller.user_id, request.group_id, request.name, seq, hash_)

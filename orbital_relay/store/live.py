@@ -38,7 +38,7 @@ async def find_ended_sessions(connection: Connection, sessions: Sequence[LiveSes
 
 
 async def put_cursor(  # noqa: PLR0913  a row's columns
-    connection: Connection, user_id: bytes, group_id: bytes, name: str, seq: int, hash_: bytes, *, rewind: bool
+    connection: Connection, *, user_id: bytes, group_id: bytes, name: str, seq: int, hash_: bytes, rewind: bool
 ) -> tuple[int, bytes]:
     """Move a cursor, forward only unless `rewind`; return where it stands now."""
     row = await connection.fetchrow(_PUT_CURSOR, user_id, group_id, name, seq, hash_, rewind)

@@ -1,0 +1,1 @@
+"""What each request does: one class a subject, one method a request."""
