@@ -32,7 +32,7 @@ from orbital_client.errors import (
     RequestTimeout,
     TryLater,
 )
-from orbital_client.groups import Group, Posted
+from orbital_client.groups import NO_KEY, Group, Posted
 from orbital_client.identity import Identity, thumbprint, uuid7
 from orbital_client.inbox import Disconnected, Item, Reconnected
 from orbital_client.ledger import statement_of
@@ -42,6 +42,7 @@ from orbital_protocol.codes import ErrorCode, History, Kind, Role
 from orbital_protocol.frames import Cursor, CursorMoved, Event, GroupGone, JoinRequested, Live, Signal
 
 __all__ = [
+    "NO_KEY",
     "AccountRefused",
     "AdmissionNeeded",
     "BadAnswer",

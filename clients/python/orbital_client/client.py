@@ -11,14 +11,14 @@ from orbital_client.bookmarks import Bookmarks
 from orbital_client.control import with_roster
 from orbital_client.errors import AdmissionNeeded, BadAnswer, ClientClosed, NotFound, OutOfDate
 from orbital_client.feed import Feed
-from orbital_client.groups import Group
+from orbital_client.groups import NO_KEY, Group
 from orbital_client.identity import Identity, uuid7
 from orbital_client.inbox import Item
 from orbital_client.links import InviteLink
 from orbital_client.session import Session
 from orbital_client.stores import CursorStore, MemoryCursors, MemoryTokens, TokenStore
 from orbital_protocol import ZERO_HASH
-from orbital_protocol.codes import History, Kind
+from orbital_protocol.codes import ErrorCode, History, Kind
 from orbital_protocol.frames import (
     AccountDelete,
     ControlOk,
@@ -195,7 +195,7 @@ class Client:
         self,
         encrypted_name: bytes,
         *,
-        encrypted_group_key: bytes = b"",
+        encrypted_group_key: bytes = NO_KEY,
         key_commitment: bytes = ZERO_HASH,
         history: History = History.SHARED,
     ) -> Group:
@@ -227,7 +227,7 @@ class Client:
         await self.request(request, GroupCreateOk)
         return self._entered(Cursor(group_id=statement.group_id, seq=0, hash=ZERO_HASH))
 
-    async def join(self, link: InviteLink, *, encrypted_group_key: bytes = b"") -> Group:
+    async def join(self, link: InviteLink, *, encrypted_group_key: bytes = NO_KEY) -> Group:
         """Become a member by an invite link, and follow the group from where the inviter had verified it.
 
         Raises AdmissionNeeded if the group was rekeyed since: then `knock` with the link.
@@ -235,8 +235,9 @@ class Client:
         for _ in range(_JOIN_ATTEMPTS - 1):
             try:
                 return await self._join(link, encrypted_group_key)
-            except OutOfDate:
-                continue  # the group has changed between two requests
+            except OutOfDate as failure:  # the group has changed between two requests
+                if failure.code == ErrorCode.REKEY_REQUIRED:
+                    raise
         return await self._join(link, encrypted_group_key)
 
     async def _join(self, link: InviteLink, encrypted_group_key: bytes) -> Group:

@@ -42,7 +42,7 @@ log = logging.getLogger("orbital_client")
 _socket_log = logging.getLogger("orbital_client.websockets")
 _socket_log.setLevel(logging.INFO)
 
-MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024 + 65_536  # the most that a relay can be configured to
 _QUEUED_MESSAGES: Final = 4
 _CLOSE_TIMEOUT_S: Final = 2.0
 _ABNORMAL: Final = 1006

@@ -10,6 +10,7 @@ from orbital_client.errors import OutOfDate
 from orbital_client.identity import Identity, thumbprint, uuid7
 from orbital_client.ledger import Ledger, Roster, roster_after
 from orbital_protocol import ZERO_HASH
+from orbital_protocol.codes import ErrorCode
 from orbital_protocol.frames import (
     ControlOk,
     ControlRequest,
@@ -94,7 +95,9 @@ class Control:
             for _ in range(_ATTEMPTS - 1):
                 try:
                     return await self._try(draft, request, answer)
-                except OutOfDate:
+                except OutOfDate as failure:
+                    if failure.code == ErrorCode.REKEY_REQUIRED:
+                        raise
                     await self._catch_up()
             return await self._try(draft, request, answer)
 

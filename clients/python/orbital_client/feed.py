@@ -7,7 +7,7 @@ what has come in once there is room. Nothing is lost by it, and the connection s
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -69,6 +69,8 @@ class Feed:
         self._handed_out: Item | None = None
         self._is_read = False
         self._connections = 0
+        self._taken = self._taken_before = 0
+        self._heads_before: Sequence[Cursor] = ()
         self._stopped: Exception | None = ClientClosed("nobody has signed in")
 
     # ── what the client does with it ────────────────────────────────────────────────────────────────────────────────
@@ -149,6 +151,7 @@ class Feed:
 
     def disconnected(self, closure: Closure) -> None:
         self._following.disconnected()
+        self._heads_before = ()
         self._notice(Disconnected(closure.code, closure.reason))
 
     def stopped(self, reason: Exception) -> None:
@@ -162,6 +165,7 @@ class Feed:
             match push:
                 case Event():
                     if self._following.take_event(push):
+                        self._taken += 1
                         self._observe(push)
                         self._inbox.put(push, size)
                 case Live():
@@ -191,6 +195,12 @@ class Feed:
         self._following.find(finding)
         self._inbox.put(finding)
         self.attention.set()
+
+    def is_behind(self, heads: Sequence[Cursor]) -> bool:
+        """Whether the relay had more than has come when it was last asked, and nothing has come since."""
+        behind = self._taken == self._taken_before and any(self._following.lacks(head) for head in self._heads_before)
+        self._heads_before, self._taken_before = heads, self._taken
+        return behind
 
     # ── subscriptions ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -71,6 +71,10 @@ class Following:
         self.ended([group_id])
         return self._chains.pop(group_id, None) is not None
 
+    def lacks(self, head: Cursor) -> bool:
+        """Whether a subscription has not come as far as this."""
+        return head.group_id in self._subscribed and self._chains[head.group_id].position.seq < head.seq
+
     # ── subscriptions of the present connection ─────────────────────────────────────────────────────────────────────
 
     def disconnected(self) -> None:

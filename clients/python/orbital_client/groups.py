@@ -75,6 +75,9 @@ from orbital_protocol.statements import (
     RosterEntry,
 )
 
+NO_KEY: Final = b"\0"
+"""Stands where the relay keeps a wrapped group key for members, when the application wraps none."""
+
 _SECRET_BYTES: Final = 32
 
 Wrap = Callable[[RosterEntry], bytes]
@@ -237,7 +240,7 @@ class Group:
 
     # ── invites ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def invite(self, *, expires_at: int = 0, max_uses: int = 0, sealed_group_key: bytes = b"") -> InviteLink:
+    async def invite(self, *, expires_at: int = 0, max_uses: int = 0, sealed_group_key: bytes = NO_KEY) -> InviteLink:
         """Make an invite link. `expires_at` 0: never; `max_uses` 0: unlimited."""
         inviter = self._relay.identity
         draft = InviteLink(
@@ -281,7 +284,7 @@ class Group:
         request = InviteRotate(id=0, group_id=self.group_id, knocking=knocking)
         return (await self._relay.request(request, InviteRotateOk)).invite_code
 
-    async def admit(self, request: JoinRequest, *, encrypted_group_key: bytes = b"") -> ControlOk:
+    async def admit(self, request: JoinRequest, *, encrypted_group_key: bytes = NO_KEY) -> ControlOk:
         """Make a member of somebody who knocks."""
         return await self._control.change(
             lambda ledger: MemberJoined(
@@ -362,7 +365,8 @@ class Group:
     async def rekey(
         self, *, encrypted_name: bytes, wrap: Wrap, key_commitment: bytes, previous_key: bytes = b""
     ) -> ControlOk:
-        """Put a new group key in force: `wrap` makes its wrap for each member.
+        """Put a new group key in force: `wrap` makes its wrap for each member, `previous_key` is the old one sealed
+        under the new one where the history is shared, and empty where it isn't.
 
         If the membership changes meanwhile, `wrap` is called anew for everyone.
         """

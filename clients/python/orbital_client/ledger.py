@@ -43,6 +43,7 @@ class Chain:
 
     def __init__(self, position: Cursor) -> None:
         self.position = position
+        self._key_epoch = None if position.seq else 1  # of the next event; unknown until the first one has come
 
     def advance(self, event: Event) -> AnyStatement | None:
         """Go on by one event, and return its statement if it has one; raise ChainBroken if it isn't the next."""
@@ -50,11 +51,14 @@ class Chain:
         if event.seq != expected:
             raise self.broken(f"expected event {expected}, got {event.seq}")
         statement = self._statement(event)
+        if self._key_epoch not in (None, event.key_epoch):
+            raise self.broken(f"key epoch {event.key_epoch} where {self._key_epoch} is in force")
         if (content := _content_hash(event)) is not None and content != event.content_hash:
             raise self.broken("the content is not what its hash says")
         if not 0 <= event.kind <= _MAX_KIND or _event_hash(event, self.position.hash) != event.hash:
             raise self.broken("the event does not continue the chain")
         self.position = Cursor(group_id=event.group_id, seq=event.seq, hash=event.hash)
+        self._key_epoch = statement.new_key_epoch if isinstance(statement, GroupRekeyed) else event.key_epoch
         return statement
 
     def meet(self, seq: int, hash_: bytes) -> None:
@@ -82,6 +86,7 @@ class Chain:
             or statement.actor_id != event.actor_id
             or statement.statement_id != event.object_id
             or statement.key_epoch != event.key_epoch
+            or (isinstance(statement, GroupRekeyed) and statement.new_key_epoch != event.key_epoch + 1)
         ):
             raise self.broken("the statement says something else than its event")
         return statement

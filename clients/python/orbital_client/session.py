@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol, TypeVar
 
@@ -31,6 +31,7 @@ from orbital_protocol.frames import (
     AccountDelete,
     Authenticate,
     AuthenticateOk,
+    Cursor,
     GroupHead,
     GroupList,
     GroupListOk,
@@ -62,6 +63,7 @@ ONCE: Final[frozenset[type[Request]]] = frozenset(
 _REFRESH_MARGIN_S: Final = 60.0
 _STABLE_S: Final = 5.0  # a connection that lived shorter does not count as success: backoff goes on growing
 _LEAST_REFRESH_S: Final = 0.25
+_LOOK_S: Final = 15.0  # how often the relay is asked where the logs stand
 
 
 class Ask(Protocol):
@@ -85,6 +87,8 @@ class Owner(Protocol):
     def disconnected(self, closure: Closure) -> None: ...
 
     async def subscribe(self, ask: Ask) -> None: ...
+
+    def is_behind(self, heads: Sequence[Cursor]) -> bool: ...
 
     def stopped(self, reason: Exception) -> None: ...
 
@@ -118,7 +122,8 @@ class Session:
         self._limits: Limits | None = None
         self._bot_token: str | None = None
         self._expired = False
-        self._refresh_at: float | None = None  # on the loop's clock; None until the relay's has been asked
+        self._refresh_at = math.inf  # on the loop's clock
+        self._look_at = 0.0
         self._saving = asyncio.Lock()
         self._connection: Connection | None = None
         self._changed = asyncio.Event()
@@ -157,6 +162,7 @@ class Session:
     async def sign_out(self, request: Logout | AccountDelete) -> None:
         """End the login, or the whole account, forget the tokens, and stop."""
         await self.request(request, Ok)
+        self._end(ClientClosed("signed out"))
         await self._tokens.save(None)
         await self.stop()
 
@@ -251,16 +257,16 @@ class Session:
         """Keep subscriptions and tokens as they should be until the connection ends."""
         loop = asyncio.get_running_loop()
         since = loop.time()
-        ask, chores = self._asker(connection), Backoff()
+        chores = Backoff()
         try:
             connection.when_closed(self._owner.attention.set)
-            self._refresh_at = None
+            self._look_at = 0
             self._connection = connection
             self._owner.connected(heads)
             self._changed.set()
             while connection.is_open:
                 self._owner.attention.clear()
-                wait_s = await self._do_chores(ask, chores)
+                wait_s = await self._do_chores(connection, chores)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
                         await self._owner.attention.wait()
@@ -273,22 +279,39 @@ class Session:
         self._expired = closure.code == CloseCode.TOKEN_EXPIRED
         return closure
 
-    async def _do_chores(self, ask: Ask, backoff: Backoff) -> float:
+    async def _do_chores(self, connection: Connection, backoff: Backoff) -> float:
         """Do what is due; return in how many seconds something will be."""
         loop = asyncio.get_running_loop()
+        ask = self._asker(connection)
         try:
             await self._owner.subscribe(ask)
-            if self._refresh_at is None:
-                self._refresh_at = await self._plan_refresh(ask)
             if loop.time() >= self._refresh_at:
                 await self._refresh(ask)
-                self._refresh_at = await self._plan_refresh(ask)
+            if loop.time() >= self._look_at:
+                await self._look(ask)
         except TryLater as failure:
             return backoff.next_s(failure.retry_after_ms)
-        except (ConnectionLost, Closed):
+        except (ConnectionLost, Closed) as error:
+            log.info("giving up a connection: %s", error)
+            await connection.close()
             return 0
         backoff.reset()
-        return self._refresh_at - loop.time()
+        return min(self._refresh_at, self._look_at) - loop.time()
+
+    async def _look(self, ask: Ask) -> None:
+        """Ask for the relay's time and the heads: when to refresh, and whether events fail to come.
+
+        The time that a token has left is counted on the relay's clock, ours may be wrong.
+        """
+        loop = asyncio.get_running_loop()
+        self._look_at = loop.time() + _LOOK_S
+        held = self._held
+        answer = await ask(Ping(id=0), PingOk)
+        if held is not None and held is self._held and self._refresh_at == math.inf:
+            left_s = (held.access_expires_at - answer.server_time) / 1_000_000
+            self._refresh_at = loop.time() + max(left_s - min(_REFRESH_MARGIN_S, left_s / 4), _LEAST_REFRESH_S)
+        if self._owner.is_behind(answer.heads):
+            raise ConnectionLost("the relay has events that it doesn't send")
 
     async def _reconnect(self, closure: Closure) -> tuple[Connection, list[GroupHead]]:
         retry_after_ms = closure.retry_after_ms
@@ -354,15 +377,8 @@ class Session:
 
     async def _hold(self, answer: SessionOk) -> None:
         self._held = Tokens.of(answer)
-        self._refresh_at = None
+        self._refresh_at = math.inf
+        self._look_at = 0
         self._expired = False
         async with self._saving:
             await self._tokens.save(self._held)
-
-    async def _plan_refresh(self, ask: Ask) -> float:
-        """When to refresh, on the loop's clock. The time that is left is counted on the relay's clock, not on ours."""
-        if self._held is None:
-            return math.inf
-        now = (await ask(Ping(id=0), PingOk)).server_time
-        left_s = (self._held.access_expires_at - now) / 1_000_000
-        return asyncio.get_running_loop().time() + max(left_s - min(_REFRESH_MARGIN_S, left_s / 4), _LEAST_REFRESH_S)
