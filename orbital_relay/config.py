@@ -347,6 +347,23 @@ def describe(settings: Settings) -> list[Described]:
     return [Described(key, _shown(settings, key), settings._sources.get(key, "default")) for key in _fields()]
 
 
+class Documented(NamedTuple):
+    """One setting that there is, for people to read."""
+
+    key: str
+    default: str
+    description: str
+    allowed: str
+
+
+def reference() -> list[Documented]:
+    """List every setting there is."""
+    return [
+        Documented(key, _text(field.default), str(field.description), _allowed(key).removeprefix("must be "))
+        for key, field in ((key, Settings.model_fields[key]) for key in _fields())
+    ]
+
+
 def warnings(settings: Settings) -> list[str]:
     """Name what is allowed but rarely meant, a sentence each."""
     found = []

@@ -1,0 +1,88 @@
+"""`orbital-relay serve`: run the relay until it is told to stop."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvloop
+from rich.console import Console
+
+from orbital_relay import __version__, logs
+from orbital_relay.commands.options import ConfigOption, SetOption, settings_from
+from orbital_relay.config import Settings
+from orbital_relay.errors import StartupError
+from orbital_relay.relay import Listening, Relay
+
+out = Console(highlight=False, soft_wrap=True)
+
+
+def serve(  # noqa: PLR0913  one parameter a flag
+    *,
+    file: ConfigOption = None,
+    sets: SetOption = None,
+    listen_host: Annotated[str | None, typer.Option(help="Address that clients connect to.")] = None,
+    listen_port: Annotated[int | None, typer.Option(help="Port that clients connect to; 0 picks one.")] = None,
+    operators_port: Annotated[int | None, typer.Option(help="Port of metrics and health; 0 picks one.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the embedded database lives.")] = None,
+    database_url: Annotated[str | None, typer.Option(help="PostgreSQL of the operator's.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file with the certificate chain.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file with its private key.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="auto, console or json.")] = None,
+) -> None:
+    """Run the relay until SIGTERM or SIGINT, then drain."""
+    settings = settings_from(
+        file,
+        sets,
+        listen_host=listen_host,
+        listen_port=listen_port,
+        operators_port=operators_port,
+        data_dir=data_dir,
+        database_url=database_url,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        log_level=log_level,
+        log_format=log_format,
+    )
+    relay_id = os.urandom(16)
+    logs.configure(settings.log_level, settings.log_format, relay_id)
+    try:
+        uvloop.run(_serve(settings, relay_id))
+    except BaseExceptionGroup as group:
+        problems = group.subgroup((StartupError, OSError))
+        if problems is None:
+            raise
+        raise StartupError("; ".join(str(error) for error in _leaves(problems))) from None
+    except OSError as error:
+        raise StartupError(str(error)) from None
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+async def _serve(settings: Settings, relay_id: bytes) -> None:
+    relay = Relay(settings, relay_id)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, relay.stop)
+    await relay.run(lambda listening: _welcome(settings, listening))
+
+
+def _welcome(settings: Settings, listening: Listening) -> None:
+    """Tell people at a terminal what listens where, and what to type next."""
+    if not sys.stdout.isatty():
+        return
+    scheme = "ws" if settings.tls_cert is None else "wss"
+    store = "PostgreSQL of yours" if settings.database_url else f"embedded PostgreSQL in {settings.data_dir}"
+    out.print(f"\n[bold]Orbital relay {__version__}[/bold]   {store}")
+    out.print(f"  clients    [cyan]{scheme}://{settings.listen_host}:{listening.port}[/cyan]")
+    out.print(f"  operators  [cyan]http://{settings.operators_host}:{listening.operators_port}/metrics[/cyan]")
+    out.print("  next       [green]make demo[/green] in another terminal; Ctrl-C drains and stops\n")
