@@ -16,7 +16,7 @@ from orbital_protocol.codes import History
 from orbital_protocol.frames import ControlOk, ControlRequest, ErrorDetails, Event
 from orbital_protocol.statements import MAX_STATEMENT_BYTES, Statement, StatementError, kind_of
 from orbital_relay import policy
-from orbital_relay.caller import Peer, require_caller
+from orbital_relay.caller import Caller, Peer, require_caller
 from orbital_relay.errors import BadArgument, Forbidden, IdConflict, NotFound, Overloaded, Unauthenticated, Unavailable
 from orbital_relay.fanout import Publisher
 from orbital_relay.store import control as store
@@ -74,12 +74,13 @@ class Turn(Generic[S]):
         """Whether newcomers may read what was posted before them."""
         return self.standing.history
 
-    async def append(self) -> None:
+    async def append(self) -> Logged:
         """Put the statement into the log: after whatever may refuse it, before whatever it changes."""
         signed = self._signed
         self.logged = await store.append(
             self.connection, self._relay_hex, signed.statement, signed.raw, signed.signature
         )
+        return self.logged
 
 
 Step = Callable[[Turn[S]], Awaitable[None]]
@@ -98,12 +99,13 @@ class Control:
         self._publisher = publisher
         self._relay_hex = relay_hex
 
-    async def carry_out(self, signed: Signed[S], change: Step[S], gate: Step[S] = members_only) -> Outcome:
-        """Let a statement take effect once, whatever becomes of connections.
+    async def carry_out(self, peer: Peer, signed: Signed[S], change: Step[S], gate: Step[S] = members_only) -> Outcome:
+        """Let a statement of the caller's take effect once, whatever becomes of connections.
 
         `gate` decides who may learn anything of this group. `change` decides by policy, calls `append`, and changes
         what the statement changes.
         """
+        _check_actor(require_caller(peer), signed.statement)
         attempt = partial(self._attempt, signed, change, gate)
         try:
             outcome = await retried(attempt)
@@ -141,6 +143,13 @@ class _Unknown(Unavailable):
     """The connection was lost during the commit: the same again finds what it did, or does it."""
 
 
+def _check_actor(caller: Caller, statement: Statement) -> None:
+    if statement.actor_id != caller.user_id:
+        raise Forbidden("The statement is somebody else's.")
+    if not caller.may_see(statement.group_id):
+        raise NotFound
+
+
 def _check(signed: Signed[S], turn: Turn[S]) -> None:
     """What holds for every statement, once its actor may know of the group."""
     if turn.standing.id_in_use:
@@ -150,9 +159,8 @@ def _check(signed: Signed[S], turn: Turn[S]) -> None:
     policy.check_base(signed.statement, turn.head, turn.standing.base_hash)
 
 
-def open_statement(peer: Peer, request: ControlRequest, kind: type[S]) -> Signed[S]:
-    """Decode the statement that the request carries: of this kind, by the caller, for a group that they may see."""
-    caller = require_caller(peer)
+def open_statement(request: ControlRequest, kind: type[S]) -> Signed[S]:
+    """Decode the statement that the request carries, which is of this kind."""
     policy.check_size("statement", request.statement, MAX_STATEMENT_BYTES)
     try:
         statement = statements.decode(request.statement)
@@ -160,10 +168,6 @@ def open_statement(peer: Peer, request: ControlRequest, kind: type[S]) -> Signed
         raise BadArgument(str(error), details=ErrorDetails(field="statement")) from error
     if not isinstance(statement, kind):
         raise BadArgument("The statement is of another kind.", details=ErrorDetails(field="statement"))
-    if statement.actor_id != caller.user_id:
-        raise Forbidden("The statement is somebody else's.")
-    if not caller.may_see(statement.group_id):
-        raise NotFound
     policy.check_id("statement", statement.statement_id)
     return Signed(statement, request.statement, request.signature)
 

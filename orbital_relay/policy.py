@@ -220,6 +220,12 @@ def check_groups(groups: int, limits: Limits) -> None:
         )
 
 
+def check_expiry(invite: InviteRow, joined_at: int) -> None:
+    """The link was live at the moment that the log says somebody joined: members hold the one against the other."""
+    if 0 < invite.expires_at <= joined_at:
+        raise InviteInvalid
+
+
 def check_sealed_key(invite: InviteRow, head: Head) -> None:
     """Whoever comes through a link needs the key that it holds; after a rekey there is none."""
     if not invite.has_sealed_key:

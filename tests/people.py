@@ -201,8 +201,8 @@ def write(actor: Person, kind: type[S], seen: View, **elements: Any) -> S:
         "roster_hash": ZERO_HASH,
     }
     draft = kind(**{**frame, **elements})
-    if "roster_hash" in elements:
-        return draft
+    if "roster_hash" in elements or (isinstance(draft, MemberJoined) and draft.user_id == draft.actor_id):
+        return draft  # newcomers who join by a link don't know the roster yet
     roster = statements.roster_hash(roster_after(seen.roster, draft).values())
     return kind(**{**frame, **elements, "roster_hash": roster})
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
 
 from msgspec.structs import asdict, replace
 
@@ -29,6 +28,7 @@ from orbital_relay import policy
 from orbital_relay.caller import Peer, require_caller
 from orbital_relay.control import Control, Turn, answer, open_statement
 from orbital_relay.errors import IdConflict, NotFound, RateLimited, Unauthenticated
+from orbital_relay.limits import KeyedBuckets
 from orbital_relay.store import control as control_store
 from orbital_relay.store import groups, invites, members
 from orbital_relay.store.groups import Group
@@ -36,17 +36,10 @@ from orbital_relay.store.pool import Database
 from orbital_relay.store.retries import retried
 
 
-class Attempts(Protocol):
-    """How often something may be tried, by whom or what it is counted."""
-
-    def take(self, key: str) -> int:
-        """Count one try; return 0, or where that is one too many, after how many milliseconds there is room again."""
-
-
 class Groups:
     """Requests about a group as a whole, and about its keys. `rekeys` counts those that were not due, by group."""
 
-    def __init__(self, control: Control, database: Database, limits: Limits, rekeys: Attempts) -> None:
+    def __init__(self, control: Control, database: Database, limits: Limits, rekeys: KeyedBuckets) -> None:
         self._control = control
         self._database = database
         self._limits = limits
@@ -54,11 +47,11 @@ class Groups:
 
     async def create(self, peer: Peer, request: frames.GroupCreate) -> GroupCreateOk:
         """Make a group that the caller owns."""
-        signed = open_statement(peer, request, GroupCreated)
+        signed = open_statement(request, GroupCreated)
         policy.check_id("statement", signed.statement.group_id)
-        self._check_name(signed.statement, request.encrypted_name)
+        self._check_name_size(request.encrypted_name)
         policy.check_ciphertext("encrypted_group_key", request.encrypted_group_key, self._limits.max_wrap_bytes)
-        outcome = await self._control.carry_out(signed, partial(self._create, request), gate=_unused)
+        outcome = await self._control.carry_out(peer, signed, partial(self._create, request), gate=_unused)
         async with self._database.connection() as connection:
             code = await groups.find_standing_code(connection, outcome.group_id, signed.statement.actor_id)
         if code is None:
@@ -70,6 +63,7 @@ class Groups:
         founder = await members.lock_newcomer(turn.connection, turn.group_id, statement.actor_id)
         if founder is None:
             raise Unauthenticated("The account is gone.")
+        policy.check_name(statement, request.encrypted_name)
         policy.check_keys(statement, founder.keys)
         policy.check_groups(founder.groups, self._limits)
         await turn.append()
@@ -107,24 +101,24 @@ class Groups:
 
     async def update(self, peer: Peer, request: frames.GroupUpdate) -> ControlOk:
         """Rename a group (admins)."""
-        signed = open_statement(peer, request, GroupUpdated)
-        self._check_name(signed.statement, request.encrypted_name)
-        return answer(request, await self._control.carry_out(signed, partial(_rename, request)))
+        signed = open_statement(request, GroupUpdated)
+        self._check_name_size(request.encrypted_name)
+        return answer(request, await self._control.carry_out(peer, signed, partial(_rename, request)))
 
     async def delete(self, peer: Peer, request: frames.GroupDelete) -> ControlOk:
         """Delete a group (its owner). What stays is its head and the event that says so."""
-        signed = open_statement(peer, request, GroupDeleted)
-        return answer(request, await self._control.carry_out(signed, _delete))
+        signed = open_statement(request, GroupDeleted)
+        return answer(request, await self._control.carry_out(peer, signed, _delete))
 
     async def transfer(self, peer: Peer, request: frames.GroupTransfer) -> ControlOk:
         """Make another member the owner."""
-        signed = open_statement(peer, request, GroupTransferred)
-        return answer(request, await self._control.carry_out(signed, _transfer))
+        signed = open_statement(request, GroupTransferred)
+        return answer(request, await self._control.carry_out(peer, signed, _transfer))
 
     async def leave(self, peer: Peer, request: frames.GroupLeave) -> ControlOk:
         """Leave a group."""
-        signed = open_statement(peer, request, MemberLeft)
-        return answer(request, await self._control.carry_out(signed, _leave))
+        signed = open_statement(request, MemberLeft)
+        return answer(request, await self._control.carry_out(peer, signed, _leave))
 
     async def keys(self, peer: Peer, request: frames.GroupKeys) -> GroupKeysOk:
         """Every wrap ever made for the caller in a group of theirs."""
@@ -139,21 +133,22 @@ class Groups:
 
     async def rekey(self, peer: Peer, request: frames.GroupRekey) -> ControlOk:
         """Put a new key in force, wrapped for exactly the members that there are."""
-        signed = open_statement(peer, request, GroupRekeyed)
-        self._check_name(signed.statement, request.encrypted_name)
+        signed = open_statement(request, GroupRekeyed)
+        self._check_name_size(request.encrypted_name)
         for wrap in request.encrypted_group_keys:
             policy.check_ciphertext("encrypted_group_keys", wrap.encrypted_group_key, self._limits.max_wrap_bytes)
-        done = answer(request, await self._control.carry_out(signed, partial(self._rekey, request)))
+        done = answer(request, await self._control.carry_out(peer, signed, partial(self._rekey, request)))
         return replace(done, key_epoch=signed.statement.new_key_epoch)
 
     async def _rekey(self, request: frames.GroupRekey, turn: Turn[GroupRekeyed]) -> None:
         statement = turn.statement
         policy.may_rekey(turn.member, turn.head, statement)
+        policy.check_name(statement, request.encrypted_name)
         policy.check_previous_key(statement.previous_key, turn.history)
         policy.check_recipients(
             request.encrypted_group_keys, await members.list_recipients(turn.connection, turn.group_id)
         )
-        if not turn.head.rekey_required and (wait_ms := self._rekeys.take(turn.group_id.hex())):
+        if not turn.head.rekey_required and (wait_ms := self._rekeys.take(turn.group_id)):
             raise RateLimited("The group was given new keys too often.", retry_after_ms=wait_ms)
         await turn.append()
         await members.rekey(
@@ -185,9 +180,8 @@ class Groups:
             policy.check_wraps(wraps)
             await members.insert_wrap(connection, group_id, user_id, epoch, request.encrypted_group_key)
 
-    def _check_name(self, statement: GroupCreated | GroupUpdated | GroupRekeyed, encrypted_name: bytes) -> None:
+    def _check_name_size(self, encrypted_name: bytes) -> None:
         policy.check_ciphertext("encrypted_name", encrypted_name, self._limits.max_name_bytes)
-        policy.check_name(statement, encrypted_name)
 
 
 def _shown(
@@ -225,6 +219,7 @@ async def _unused(turn: Turn[GroupCreated]) -> None:
 async def _rename(request: frames.GroupUpdate, turn: Turn[GroupUpdated]) -> None:
     policy.require_role(turn.member, Role.ADMIN)
     policy.check_no_rekey_due(turn.head)
+    policy.check_name(turn.statement, request.encrypted_name)
     await turn.append()
     await groups.rename(turn.connection, turn.group_id, request.encrypted_name, turn.head.key_epoch)
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec.structs import asdict
 
-from orbital_protocol import ZERO_ID, frames
+from orbital_protocol import frames
 from orbital_protocol.codes import Role
 from orbital_protocol.frames import (
     ControlOk,
@@ -34,15 +34,16 @@ from orbital_relay.errors import (
     RateLimited,
     Unauthenticated,
 )
-from orbital_relay.handlers.groups import Attempts
+from orbital_relay.limits import KeyedBuckets, network_of
 from orbital_relay.store import control as control_store
 from orbital_relay.store import groups, invites, live, members
-from orbital_relay.store.invites import Door
+from orbital_relay.store.invites import Door, InviteRow
 from orbital_relay.store.members import Newcomer
 from orbital_relay.store.pool import Connection, Database
 from orbital_relay.store.retries import retried
 
 _CODE: Final = re.compile(r"[A-Za-z0-9]{8}")
+_SHARE_OF_AN_ADDRESS: Final = 0.125  # it may try eight times as often as a user: many people may share it
 
 
 class Invites:
@@ -59,8 +60,8 @@ class Invites:
         limits: Limits,
         relay_hex: str,
         clock: Clock,
-        guesses: Attempts,
-        knocks: Attempts,
+        guesses: KeyedBuckets,
+        knocks: KeyedBuckets,
     ) -> None:
         self._control = control
         self._database = database
@@ -74,10 +75,10 @@ class Invites:
 
     async def create(self, peer: Peer, request: frames.InviteCreate) -> InviteCreateOk:
         """Make a link (admins)."""
-        signed = open_statement(peer, request, InviteCreated)
+        signed = open_statement(request, InviteCreated)
         policy.check_id("statement", signed.statement.invite_id)
         policy.check_ciphertext("sealed_group_key", request.sealed_group_key, self._limits.max_wrap_bytes)
-        outcome = await self._control.carry_out(signed, partial(self._create, request))
+        outcome = await self._control.carry_out(peer, signed, partial(self._create, request))
         async with self._database.connection() as connection:
             invite = await invites.find(connection, outcome.group_id, signed.statement.invite_id)
         if invite is None:
@@ -108,8 +109,8 @@ class Invites:
 
     async def revoke(self, peer: Peer, request: frames.InviteRevoke) -> ControlOk:
         """End a link (admins)."""
-        signed = open_statement(peer, request, InviteRevoked)
-        return answer(request, await self._control.carry_out(signed, _revoke))
+        signed = open_statement(request, InviteRevoked)
+        return answer(request, await self._control.carry_out(peer, signed, _revoke))
 
     async def open(self, peer: Peer, request: frames.InviteOpen) -> InviteOpenOk:
         """What is behind a link's code."""
@@ -133,12 +134,12 @@ class Invites:
 
     async def join(self, peer: Peer, request: frames.GroupJoin) -> ControlOk:
         """Become a member, signed in by a link's key."""
-        signed = open_statement(peer, request, MemberJoined)
+        signed = open_statement(request, MemberJoined)
         if signed.statement.user_id != signed.statement.actor_id:
             raise BadArgument("One joins for oneself.", details=ErrorDetails(field="statement"))
         policy.check_ciphertext("encrypted_group_key", request.encrypted_group_key, self._limits.max_wrap_bytes)
         try:
-            outcome = await self._control.carry_out(signed, partial(self._join, request), gate=_with_link)
+            outcome = await self._control.carry_out(peer, signed, partial(self._join, request), gate=_with_link)
         except InviteInvalid:
             self._count_guess(peer, require_caller(peer))
             raise
@@ -147,9 +148,9 @@ class Invites:
     async def _join(self, request: frames.GroupJoin, turn: Turn[MemberJoined]) -> None:
         newcomer = await _newcomer(turn.connection, turn.group_id, turn.statement.user_id)
         policy.may_join(turn.statement, newcomer, turn.head, self._limits)
-        invite = await invites.find(turn.connection, turn.group_id, turn.statement.invite_id)
-        policy.check_sealed_key(policy.check_invite(turn.statement, invite), turn.head)
-        await _let_in(turn, request.encrypted_group_key)
+        invite = await _shown_link(turn)
+        policy.check_sealed_key(invite, turn.head)
+        await _let_in(turn, request.encrypted_group_key, invite)
 
     # ── knocking ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -170,7 +171,7 @@ class Invites:
         """Ask the admins to be let in, with the standing code, or with a link's code and signature."""
         caller = require_caller(peer)
         policy.check_id("request_id", request.request_id)
-        if wait_ms := self._knocks.take(caller.user_id.hex()):
+        if wait_ms := self._knocks.take(caller.user_id):
             raise RateLimited("You knock too often.", retry_after_ms=wait_ms)
         self._count_guess(peer, caller)
         if not _CODE.fullmatch(request.invite_code):
@@ -218,9 +219,9 @@ class Invites:
 
     async def admit(self, peer: Peer, request: frames.GroupAdmit) -> ControlOk:
         """Make a member of somebody who knocked (admins)."""
-        signed = open_statement(peer, request, MemberJoined)
+        signed = open_statement(request, MemberJoined)
         policy.check_ciphertext("encrypted_group_key", request.encrypted_group_key, self._limits.max_wrap_bytes)
-        return answer(request, await self._control.carry_out(signed, partial(self._admit, request)))
+        return answer(request, await self._control.carry_out(peer, signed, partial(self._admit, request)))
 
     async def _admit(self, request: frames.GroupAdmit, turn: Turn[MemberJoined]) -> None:
         statement = turn.statement
@@ -232,9 +233,8 @@ class Invites:
         if not newcomer.has_knocked:
             raise NotFound
         policy.may_join(statement, newcomer, turn.head, self._limits)
-        if policy.names_invite(statement):
-            policy.check_invite(statement, await invites.find(turn.connection, turn.group_id, statement.invite_id))
-        await _let_in(turn, request.encrypted_group_key)
+        invite = await _shown_link(turn) if policy.names_invite(statement) else None
+        await _let_in(turn, request.encrypted_group_key, invite)
 
     async def deny(self, peer: Peer, request: frames.GroupDeny) -> Ok:
         """Forget that somebody knocked (admins)."""
@@ -255,15 +255,23 @@ class Invites:
 
     def _count_guess(self, peer: Peer, caller: Caller) -> None:
         """Whoever tries codes, by one account or from one address, is slowed down."""
-        waits_ms = (self._guesses.take(f"user {caller.user_id.hex()}"), self._guesses.take(f"address {peer.address}"))
-        if any(waits_ms):
-            raise RateLimited("Too many invite codes were tried.", retry_after_ms=max(waits_ms))
+        wait_ms = max(
+            self._guesses.take(caller.user_id), self._guesses.take(network_of(peer.address), _SHARE_OF_AN_ADDRESS)
+        )
+        if wait_ms:
+            raise RateLimited("Too many invite codes were tried.", retry_after_ms=wait_ms)
 
 
 async def _with_link(turn: Turn[MemberJoined]) -> None:
     """The gate of those who join: only a live link's signature shows that there is such a group."""
-    invite = await invites.find(turn.connection, turn.group_id, turn.statement.invite_id)
-    policy.check_invite(turn.statement, invite)
+    await _shown_link(turn)
+
+
+async def _shown_link(turn: Turn[MemberJoined]) -> InviteRow:
+    """The live link that signed the newcomer in."""
+    return policy.check_invite(
+        turn.statement, await invites.find(turn.connection, turn.group_id, turn.statement.invite_id)
+    )
 
 
 async def _newcomer(connection: Connection, group_id: bytes, user_id: bytes) -> Newcomer:
@@ -274,10 +282,10 @@ async def _newcomer(connection: Connection, group_id: bytes, user_id: bytes) -> 
     return newcomer
 
 
-async def _let_in(turn: Turn[MemberJoined], encrypted_group_key: bytes) -> None:
+async def _let_in(turn: Turn[MemberJoined], encrypted_group_key: bytes, invite: InviteRow | None) -> None:
     """Log the newcomer, give them their wrap, count the link's use."""
     statement = turn.statement
-    await turn.append()
+    logged = await turn.append()
     await members.insert(
         turn.connection,
         turn.group_id,
@@ -286,7 +294,8 @@ async def _let_in(turn: Turn[MemberJoined], encrypted_group_key: bytes) -> None:
         encrypted_group_key=encrypted_group_key,
         key_epoch=turn.head.key_epoch,
     )
-    if statement.invite_id != ZERO_ID:
+    if invite is not None:
+        policy.check_expiry(invite, logged.created_at)
         await invites.use(turn.connection, statement.invite_id)
     if policy.joining_makes_rekey_due(turn.history):
         await members.require_rekey(turn.connection, turn.group_id)

@@ -40,23 +40,23 @@ class Members:
 
     async def remove(self, peer: Peer, request: frames.MemberRemove) -> ControlOk:
         """Remove a member of a lower role, and keep them out where the statement says `ban`."""
-        signed = open_statement(peer, request, MemberRemoved)
-        return answer(request, await self._control.carry_out(signed, _remove))
+        signed = open_statement(request, MemberRemoved)
+        return answer(request, await self._control.carry_out(peer, signed, _remove))
 
     async def unban(self, peer: Peer, request: frames.MemberUnban) -> ControlOk:
         """Lift a ban (admins)."""
-        signed = open_statement(peer, request, MemberUnbanned)
-        return answer(request, await self._control.carry_out(signed, _unban))
+        signed = open_statement(request, MemberUnbanned)
+        return answer(request, await self._control.carry_out(peer, signed, _unban))
 
     async def set_role(self, peer: Peer, request: frames.MemberSetRole) -> ControlOk:
         """Set a role below the caller's own for a member below them."""
-        signed = open_statement(peer, request, MemberRole)
-        return answer(request, await self._control.carry_out(signed, _set_role))
+        signed = open_statement(request, MemberRole)
+        return answer(request, await self._control.carry_out(peer, signed, _set_role))
 
     async def delete_post(self, peer: Peer, request: frames.PostDelete) -> ControlOk:
         """Erase a thread, reply or annotation (its author, or an admin)."""
-        signed = open_statement(peer, request, PostDeleted)
-        return answer(request, await self._control.carry_out(signed, _delete_post))
+        signed = open_statement(request, PostDeleted)
+        return answer(request, await self._control.carry_out(peer, signed, _delete_post))
 
 
 async def _remove(turn: Turn[MemberRemoved]) -> None:

@@ -39,11 +39,15 @@ _DRAWS: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class InviteRow:
-    """An invite link. `is_live`: neither revoked nor expired nor used up. `has_sealed_key`: no rekey came after it."""
+    """An invite link. `is_live`: neither revoked nor expired nor used up. `has_sealed_key`: no rekey came after it.
+
+    `expires_at` 0: never.
+    """
 
     invite_code: str
     invite_key: bytes
     has_sealed_key: bool
+    expires_at: int
     is_live: bool
     is_revoked: bool
 

@@ -5,7 +5,7 @@ INSERT INTO invites (invite_id, group_id, invite_code, invite_key, sealed_group_
 VALUES ($1, $2, $3, $4, $5, $6, $7, from_us(nullif($8::BIGINT, 0)), nullif($9::BIGINT, 0));
 
 -- name: find_invite(group_id, invite_id)
-SELECT invite_code, invite_key, sealed_group_key IS NOT NULL,
+SELECT invite_code, invite_key, sealed_group_key IS NOT NULL, coalesce(to_us(expires_at), 0),
        revoked_at IS NULL AND coalesce(expires_at > clock_timestamp(), TRUE) AND coalesce(uses < max_uses, TRUE),
        revoked_at IS NOT NULL
 FROM invites WHERE group_id = $1 AND invite_id = $2;
