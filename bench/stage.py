@@ -25,6 +25,7 @@ _START_LIMIT_S: Final = 30
 _STOP_LIMIT_S: Final = 30
 _LINE_LIMIT_BYTES: Final = 1 << 28
 _LAST_WORDS: Final = 20
+_UNREMARKABLE: Final = ("debug", "info")
 
 # Of the relay's settings only rate limits are raised: every client comes from one address, as fast as it can.
 _RAISED_LIMITS: Final = {"max_frames_per_second": 0, "connections_per_address": 100_000}
@@ -125,14 +126,16 @@ async def running_relay(postgres: Postgres, token_key: TokenKey) -> AsyncIterato
     try:
         yield await log.port()
         if process.returncode is not None:
-            raise BenchError(f"the relay ended by itself:\n{log.last_words}")
+            raise BenchError("the relay ended by itself")
+    except BenchError as error:
+        raise BenchError(f"{error}; the relay's last words:\n{log.last_words}") from error
     finally:
         await _end(process)
         await log.close()
 
 
 class _Log:
-    """Reads what a relay logs, so that it never waits for us, and keeps the end of it."""
+    """Reads what a relay logs, so that it never waits for us, and keeps the last of what is worse than information."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -151,7 +154,7 @@ class _Log:
                 waiting: set[asyncio.Future[Any]] = {self._port, self._reader}
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if not self._port.done():
-            raise BenchError(f"the relay did not start:\n{self.last_words}")
+            raise BenchError("the relay did not start")
         return self._port.result()
 
     async def close(self) -> None:
@@ -162,7 +165,8 @@ class _Log:
         if self._process.stderr is None:
             raise BenchError("the relay was started without a pipe for its log")
         while line := (await self._process.stderr.readline()).decode(errors="replace"):
-            self._lines.append(line)
+            if not any(f'"level":"{level}"' in line for level in _UNREMARKABLE):
+                self._lines.append(line)
             if not self._port.done() and '"relay.listening"' in line:
                 self._port.set_result(int(json.loads(line)["port"]))
 
