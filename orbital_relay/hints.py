@@ -96,6 +96,11 @@ def _parse(kind: str, relay_hex: str, rest: list[str]) -> Hint | None:  # noqa: 
             return None
 
 
+def revoke(relay_hex: str, hint: Revoke) -> str:
+    """The payload of a Revoke."""
+    return f"r1 {relay_hex} {hint.subject} {hint.subject_id.hex()} {hint.close_code}"
+
+
 def signal(relay_hex: str, group_id: bytes, user_id: bytes, payload: bytes) -> str:
     """The payload of a SignalHint."""
     return f"s1 {relay_hex} {group_id.hex()} {user_id.hex()} {b64encode(payload).decode()}"

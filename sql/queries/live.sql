@@ -6,14 +6,14 @@ SELECT pg_notify('orbital', $1);
 -- name: notify_many(payloads)
 SELECT pg_notify('orbital', payload) FROM unnest($1::TEXT[]) AS payload;
 
--- Which of these sessions and bot tokens are no longer good.
+-- Which of these sessions and bot tokens are no longer good. A bot's token outlives a change of password.
 -- name: find_ended_sessions(session_ids, token_epochs, user_ids)
 SELECT i.session_id
 FROM unnest($1::UUID[], $2::INTEGER[], $3::UUID[]) AS i(session_id, token_epoch, user_id)
 LEFT JOIN users u ON u.id = i.user_id
 LEFT JOIN sessions s ON s.session_id = i.session_id
 LEFT JOIN bot_tokens b ON b.token_id = i.session_id
-WHERE u.id IS NULL OR u.disabled_at IS NOT NULL OR u.token_epoch <> i.token_epoch
+WHERE u.id IS NULL OR u.disabled_at IS NOT NULL OR (u.token_epoch <> i.token_epoch AND b.token_id IS NULL)
    OR NOT coalesce(s.revoked_at IS NULL AND s.expires_at > clock_timestamp(),
                    coalesce(b.expires_at > clock_timestamp(), b.token_id IS NOT NULL));
 

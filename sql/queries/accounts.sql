@@ -1,0 +1,70 @@
+-- Users, their keys and backups.
+
+-- name: find_account_by_name(username)
+SELECT id, username, password_hash, token_epoch, disabled_at IS NOT NULL, is_bot, signing_key, rsa_thumbprint
+FROM users WHERE username = $1;
+
+-- name: find_account(user_id)
+SELECT id, username, password_hash, token_epoch, disabled_at IS NOT NULL, is_bot, signing_key, rsa_thumbprint
+FROM users WHERE id = $1;
+
+-- The same, and nobody else changes the account, makes it a member or logs in to it until the transaction ends.
+-- name: lock_account(user_id)
+SELECT id, username, password_hash, token_epoch, disabled_at IS NOT NULL, is_bot, signing_key, rsa_thumbprint
+FROM users WHERE id = $1 FOR NO KEY UPDATE;
+
+-- Whether somebody has, or had, an account under this id: what they signed must not become somebody else's.
+-- name: user_id_known(user_id)
+SELECT EXISTS (SELECT 1 FROM user_keys WHERE user_id = $1);
+
+-- No row where the id or the name is in use.
+-- name: insert_account(user_id, username, password_hash, public_key, signing_key, rsa_thumbprint, is_bot)
+WITH made AS (
+    INSERT INTO users (id, username, password_hash, public_key, signing_key, rsa_thumbprint, is_bot)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
+    ON CONFLICT DO NOTHING RETURNING id
+)
+INSERT INTO user_keys (user_id, signing_key, rsa_thumbprint, public_key)
+SELECT id, $5, $6, $4 FROM made RETURNING 1;
+
+-- Every token that was made under an earlier epoch is void.
+-- name: set_password(user_id, password_hash)
+UPDATE users SET password_hash = $2, token_epoch = token_epoch + 1 WHERE id = $1 RETURNING token_epoch;
+
+-- name: set_disabled(user_id, disabled)
+UPDATE users
+SET disabled_at = CASE WHEN $2 THEN coalesce(disabled_at, clock_timestamp()) END,
+    token_epoch = token_epoch + CASE WHEN $2 THEN 1 ELSE 0 END
+WHERE id = $1 RETURNING 1;
+
+-- name: delete_account(relay, user_id, with_groups)
+SELECT group_id, kind, object_id, seq, hash, created_us, key_epoch FROM delete_user_v1($1, $2, $3);
+
+-- A user as another one may see them: themselves; who was ever a member of a group that the caller is in now; who
+-- knocks at a group that the caller administers. A token sees no more than its groups (null: all) show.
+-- name: may_see_user(caller_id, user_id, group_ids)
+SELECT $1 = $2
+    OR EXISTS (
+        SELECT 1 FROM group_people p JOIN members m ON m.group_id = p.group_id AND m.user_id = $1
+        WHERE p.user_id = $2 AND ($3::UUID[] IS NULL OR p.group_id = ANY ($3::UUID[])))
+    OR EXISTS (
+        SELECT 1 FROM join_requests j JOIN members m ON m.group_id = j.group_id AND m.user_id = $1 AND m.role >= 2
+        WHERE j.user_id = $2 AND ($3::UUID[] IS NULL OR j.group_id = ANY ($3::UUID[])));
+
+-- Every key that the user ever had, the newest last; name and kind are null once the account is gone.
+-- name: list_user_keys(user_id)
+SELECT k.public_key, k.signing_key, to_us(k.created_at), u.username, u.is_bot
+FROM user_keys k LEFT JOIN users u ON u.id = k.user_id
+WHERE k.user_id = $1 ORDER BY k.created_at;
+
+-- name: get_backup(user_id)
+SELECT generation, backup FROM key_backups WHERE user_id = $1;
+
+-- The first generation is 1, and each follows the one before; the same again is no harm. No row for anything else.
+-- name: put_backup(user_id, generation, backup)
+INSERT INTO key_backups AS k (user_id, generation, backup)
+SELECT $1, $2, $3 WHERE $2 = 1 OR EXISTS (SELECT 1 FROM key_backups WHERE user_id = $1)
+ON CONFLICT (user_id) DO UPDATE
+SET generation = excluded.generation, backup = excluded.backup, updated_at = clock_timestamp()
+WHERE k.generation + 1 = excluded.generation OR (k.generation = excluded.generation AND k.backup = excluded.backup)
+RETURNING generation;
