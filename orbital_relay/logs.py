@@ -88,6 +88,7 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "replay.started": Event("debug", "A replay begins after `seq`.", ("seq",)),
         "token.reuse": Event("warning", "A used refresh token came back; its session is revoked.", ("address",)),
         "operators.request": Event("debug", "The operators' port was asked.", ("path", "status")),
+        "janitor.failed": Event("warning", "A sweep of expired rows broke off; the next one goes on."),
         "janitor.swept": Event("info", "Expired rows were removed.", ("kind", "count", "duration_ms")),
         _LIBRARY: Event("warning", "A library had something to say, at this level or above.", ("logger", "message")),
         _UNLISTED: Event("warning", "The relay logged an event that is not declared: a defect."),
