@@ -66,7 +66,7 @@ HELLO_LIMITS = f.Limits(
     max_backup_bytes=1_044_480,
     page_limit=200,
     rekeys_per_hour=60,
-    knocks_per_hour=10,
+    knocks_per_hour=20,
 )
 
 
@@ -569,7 +569,7 @@ def pushes() -> list[f.Push]:
     return [
         f.Hello(
             protocol=1,
-            server="orbital-relay 0.1.0",
+            server="orbital-relay/0.1.0",
             relay_id=make_id("relay"),
             limits=HELLO_LIMITS,
             auth_timeout_ms=10_000,
@@ -600,7 +600,6 @@ def errors() -> list[f.Error]:
         ErrorCode.STALE_KEY_EPOCH: f.ErrorDetails(key_epoch=3),
         ErrorCode.MEMBER_SET_MISMATCH: f.ErrorDetails(missing=[BOB.user_id], unexpected=[CAROL.user_id]),
         ErrorCode.STALE_BASE: f.ErrorDetails(seq=8),
-        ErrorCode.ID_CONFLICT: f.ErrorDetails(generation=2),
     }
     retry = {ErrorCode.INTERNAL, ErrorCode.OVERLOADED, ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE}
     answers = [
@@ -616,4 +615,7 @@ def errors() -> list[f.Error]:
     nameless = f.Error(
         code=ErrorCode.BAD_FRAME, message="a request has an `id`, 0 to 2^32-1", details=f.ErrorDetails(field="id")
     )
-    return [*answers, nameless]
+    backup = f.Error(
+        id=99, code=ErrorCode.STALE_BASE, message="it doesn't follow", details=f.ErrorDetails(generation=2)
+    )
+    return [*answers, backup, nameless]
