@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,7 +18,8 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from orbital_client import Identity, uuid7
+from orbital_client import Client, Identity, Item, uuid7
+from orbital_client.backoff import Backoff
 from orbital_protocol import SUBPROTOCOL, ZERO_HASH, ZERO_ID, chain, statements
 from orbital_protocol.codec import decode_request, encode, split
 from orbital_protocol.codes import Kind
@@ -51,6 +52,8 @@ from orbital_protocol.frames import (
 )
 
 R = TypeVar("R", bound=Request)
+T = TypeVar("T")
+N = TypeVar("N")
 Answer = Callable[["FakeConnection", Request], Iterable[Frame | bytes]]
 
 LIMIT_S = 10
@@ -111,9 +114,46 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.002)
 
 
-async def soon(awaitable: Awaitable[R]) -> R:
+async def soon(awaitable: Awaitable[T]) -> T:
+    """Await something that must not take long."""
     async with asyncio.timeout(LIMIT_S):
         return await awaitable
+
+
+def at_once() -> Backoff:
+    """Backoff that waits for nothing but what the relay asks for."""
+    return Backoff(uniform=lambda low, high: low)
+
+
+def our_tasks() -> set[str]:
+    """The names of the client's tasks that are running."""
+    return {task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("orbital")}
+
+
+@asynccontextmanager
+async def registered(
+    relay: "FakeRelay", who: Identity | None = None, *, timeout_s: float = LIMIT_S, **options: Any
+) -> AsyncIterator[Client]:
+    """A client that has registered at the relay; everything that it started must have ended afterwards."""
+    async with Client(relay.url, **{"backoff": at_once(), "timeout_s": timeout_s, **options}) as client:
+        await soon(client.register("ann", "a password", who or identity()))
+        yield client
+    assert our_tasks() == set()
+
+
+async def take(client: Client, number: int) -> list[Item]:
+    """The next items of `events()`."""
+    events = client.events()
+    return [await soon(anext(events)) for _ in range(number)]
+
+
+async def take_until(client: Client, kind: type[N]) -> N:
+    """The next item of this type; those before it are passed over."""
+    async with asyncio.timeout(LIMIT_S):
+        async for item in client.events():
+            if isinstance(item, kind):
+                return item
+    raise AssertionError("the events ended")
 
 
 @dataclass
@@ -227,6 +267,7 @@ class FakeRelay:
     def __init__(self) -> None:
         self.url = ""
         self.hello: Frame | bytes | None = HELLO
+        self.on_connect: Callable[[FakeConnection], Awaitable[None]] | None = None
         self.user_id = ZERO_ID
         self.access_lives_us = HOUR
         self.heads: list[GroupHead] = []
@@ -279,6 +320,8 @@ class FakeRelay:
         if self.hello is not None:
             await connection.push(self.hello)
         self.connections.append(connection)
+        if self.on_connect is not None:
+            await self.on_connect(connection)
         try:
             async for message in socket:
                 assert isinstance(message, bytes)

@@ -99,7 +99,7 @@ SignIn = Callable[[Ask], Awaitable[list[GroupHead]]]
 class Session:
     """Keeps one login connected, from `sign_up` or `take_up` to `stop`."""
 
-    def __init__(  # noqa: PLR0913  seams that tests take hold of
+    def __init__(  # noqa: PLR0913  what a client can be given
         self,
         url: str,
         owner: Owner,
@@ -108,7 +108,6 @@ class Session:
         tls: ssl.SSLContext | None = None,
         timeout_s: float = 30.0,
         backoff: Backoff | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.ended: Exception | None = None
         self._url = url
@@ -117,7 +116,6 @@ class Session:
         self._tls = tls
         self._timeout_s = timeout_s
         self._backoff = backoff or Backoff()
-        self._sleep = sleep
         self._held: Tokens | None = None
         self._limits: Limits | None = None
         self._bot_token: str | None = None
@@ -155,9 +153,9 @@ class Session:
     async def _start(self, sign_in: SignIn) -> None:
         if self._runner is not None and not self._runner.done():
             raise RuntimeError("this client has signed in already")
-        connection, heads = await self._open(sign_in)
         self.ended = None
-        self._runner = asyncio.create_task(self._run(connection, heads), name="orbital-session")
+        connection = await self._open(sign_in)
+        self._runner = asyncio.create_task(self._run(connection), name="orbital-session")
 
     async def sign_out(self, request: Logout | AccountDelete) -> None:
         """End the login, or the whole account, forget the tokens, and stop."""
@@ -176,6 +174,8 @@ class Session:
         if self._runner is not None:
             self._runner.cancel()
             await asyncio.wait({self._runner})
+        if self._connection is not None:  # the task was cancelled before it began
+            await self._connection.close()
         self._end(ClientClosed("the client was closed"))
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -216,7 +216,7 @@ class Session:
                 delay_s = backoff.next_s(failure.retry_after_ms)
                 if type(request) in ONCE or asyncio.get_running_loop().time() + delay_s > deadline:
                     raise
-                await self._sleep(delay_s)
+                await asyncio.sleep(delay_s)
 
     async def _connected(self) -> Connection:
         """The present connection, or the next one; raise why there will be none."""
@@ -232,16 +232,16 @@ class Session:
 
     # ── the task ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _run(self, connection: Connection, heads: list[GroupHead]) -> None:
+    async def _run(self, connection: Connection) -> None:
         """Serve one connection after the other until the relay sends the client away."""
         try:
             while True:
-                closure = await self._serve(connection, heads)
+                closure = await self._serve(connection)
                 log.info("disconnected: %d %s", closure.code, closure.reason)
                 self._owner.disconnected(closure)
                 if closure.for_good:
                     raise closure.as_error()
-                connection, heads = await self._reconnect(closure)
+                connection = await self._reconnect(closure)
         except Exception as error:
             if not isinstance(error, OrbitalError):
                 log.exception("the session ended because of a mistake in this package")
@@ -253,17 +253,12 @@ class Session:
             self._changed.set()
             self._owner.stopped(error)
 
-    async def _serve(self, connection: Connection, heads: list[GroupHead]) -> Closure:
+    async def _serve(self, connection: Connection) -> Closure:
         """Keep subscriptions and tokens as they should be until the connection ends."""
         loop = asyncio.get_running_loop()
         since = loop.time()
         chores = Backoff()
         try:
-            connection.when_closed(self._owner.attention.set)
-            self._look_at = 0
-            self._connection = connection
-            self._owner.connected(heads)
-            self._changed.set()
             while connection.is_open:
                 self._owner.attention.clear()
                 wait_s = await self._do_chores(connection, chores)
@@ -313,12 +308,12 @@ class Session:
         if self._owner.is_behind(answer.heads):
             raise ConnectionLost("the relay has events that it doesn't send")
 
-    async def _reconnect(self, closure: Closure) -> tuple[Connection, list[GroupHead]]:
+    async def _reconnect(self, closure: Closure) -> Connection:
         retry_after_ms = closure.retry_after_ms
         while True:
             delay_s = self._backoff.next_s(retry_after_ms)
             log.info("connecting again in %.1f s", delay_s)
-            await self._sleep(delay_s)
+            await asyncio.sleep(delay_s)
             try:
                 return await self._open(self._sign_in_again)
             except TryLater as failure:
@@ -327,16 +322,23 @@ class Session:
                 retry_after_ms = None
                 log.info("%s", error)
 
-    async def _open(self, sign_in: SignIn) -> tuple[Connection, list[GroupHead]]:
+    async def _open(self, sign_in: SignIn) -> Connection:
+        """Connect and sign in; from then on requests go this way."""
         connection = await Connection.open(
             self._url, on_push=self._owner.push, pace=self._owner.pace, tls=self._tls, timeout_s=self._timeout_s
         )
         self._limits = connection.hello.limits
         try:
-            return connection, await sign_in(self._asker(connection))
+            heads = await sign_in(self._asker(connection))
         except BaseException:
             await connection.close()
             raise
+        connection.when_closed(self._owner.attention.set)
+        self._look_at = 0
+        self._connection = connection
+        self._owner.connected(heads)
+        self._changed.set()
+        return connection
 
     def _asker(self, connection: Connection) -> Ask:
         async def ask(request: Request, answer: type[A]) -> A:
