@@ -101,6 +101,11 @@ class Talk:
             )
         return [event for event in self.events if event.group_id == group_id]
 
+    async def heard_events(self, count: int, *, limit_s: float = LIMIT_S) -> None:
+        """Wait until so many events have come."""
+        async with asyncio.timeout(limit_s), self._changed:
+            await self._changed.wait_for(lambda: len(self.events) >= count)
+
     async def closed(self, *, limit_s: float = LIMIT_S) -> int | None:
         """Wait for the end; return the close code."""
         async with asyncio.timeout(limit_s):

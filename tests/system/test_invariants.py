@@ -259,8 +259,7 @@ async def test_a_resume_while_posts_stream_in_has_no_hole_and_no_repeat(scene: S
         async with talking(relay.url, token) as bob:
             assert await subscribe(bob, scene.group_id, seq, hash_) == "resumed"
             wanted = rng.randrange(60)
-            async with asyncio.timeout(20), bob._changed:
-                await bob._changed.wait_for(lambda bob=bob, wanted=wanted: len(bob.events) >= wanted)
+            await bob.heard_events(wanted)
             bob.cut()
             await bob.closed()
             pieces += bob.events

@@ -1,6 +1,7 @@
 """Requests of one connection that concern one group are carried out first in, first out."""
 
 from collections.abc import Callable
+from functools import partial
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,7 +84,7 @@ def test_whatever_finishes_first_everything_starts_and_each_group_keeps_its_orde
     finished: set[int] = set()
     plan = [(keys, shared and len(keys) == 1) for keys, shared in plan]
     for number, (keys, shared) in enumerate(plan):
-        tickets[number] = ordering.submit(sorted(keys), lambda n=number: started.append(n), shared=shared)
+        tickets[number] = ordering.submit(sorted(keys), partial(started.append, number), shared=shared)
     while len(finished) < len(plan):
         running = [n for n in started if n not in finished]
         assert running, "nothing runs and something waits"

@@ -82,12 +82,11 @@ async def test_it_is_full_beyond_its_bound_and_low_below_a_quarter() -> None:
     outbox, _ = made(limit_bytes=100)
     outbox.pause()
     outbox.put_message(bytes(25))
-    assert outbox.is_low
+    assert (outbox.is_low, outbox.is_full) == (True, False)
     outbox.put_message(bytes(1))
-    assert not outbox.is_low
-    assert not outbox.is_full
+    assert (outbox.is_low, outbox.is_full) == (False, False)
     outbox.put_message(bytes(75))
-    assert outbox.is_full
+    assert (outbox.is_low, outbox.is_full) == (False, True)
 
 
 async def test_whoever_waits_for_room_goes_on_when_there_is_some() -> None:
