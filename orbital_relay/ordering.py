@@ -34,6 +34,8 @@ class Ordering:
 
     def __init__(self) -> None:
         self._lanes: dict[bytes, _Lane] = {}
+        self._ready: deque[Ticket] = deque()
+        self._is_starting = False
 
     def submit(self, keys: Sequence[bytes], start: Callable[[], None], *, shared: bool) -> Ticket:
         """Call `start` as soon as nothing is ahead in any of the lanes `keys` (at once, if nothing is now)."""
@@ -61,9 +63,21 @@ class Ordering:
                 follower = lane.waiting.popleft()
                 self._enter(lane, follower)
                 if not follower.lanes_ahead:
-                    follower.start()
+                    self._ready.append(follower)
             if not lane.running and not lane.waiting:
                 del self._lanes[key]
+        self._start_ready()
+
+    def _start_ready(self) -> None:
+        """Start who is ready, one after the other: one that is done at once calls `done` from within its `start`."""
+        if self._is_starting:
+            return
+        self._is_starting = True
+        try:
+            while self._ready:
+                self._ready.popleft().start()
+        finally:
+            self._is_starting = False
 
     @staticmethod
     def _enter(lane: _Lane, ticket: Ticket) -> None:

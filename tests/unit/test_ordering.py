@@ -97,3 +97,24 @@ def test_whatever_finishes_first_everything_starts_and_each_group_keeps_its_orde
             if keys & others_keys and not (shared and others_shared):
                 assert started.index(other) < started.index(number)
     assert not ordering._lanes, "a lane was left behind"
+
+
+def test_requests_that_are_done_at_once_let_the_next_ones_go_on() -> None:
+    """Posts that are refused before they reach the writer, a thousand of them behind a request of two groups."""
+    log: list[int] = []
+    ordering = Ordering()
+    first = ordering.submit((A, B), lambda: None, shared=False)
+    tickets: dict[int, Ticket] = {}
+
+    def refuse(number: int) -> None:
+        log.append(number)
+        ordering.done(tickets[number])
+
+    for number in range(1000):
+        tickets[number] = ordering.submit((A,), partial(refuse, number), shared=True)
+    last = ordering.submit((A, B), lambda: log.append(1000), shared=False)
+    ordering.done(first)
+    assert log == [*range(1001)]
+    ordering.done(last)
+    ordering.submit((B,), lambda: log.append(1001), shared=False)
+    assert log[-1] == 1001
