@@ -188,7 +188,7 @@ class World:
             case _:
                 raise AssertionError(f"{subject}.{verb} is no request of groups")
 
-    async def race(self, group_id: bytes, *runners: Coroutine[Any, Any, Ok]) -> list[Ok | ErrorCode]:
+    async def race(self, group_id: bytes, *runners: Coroutine[Any, Any, Any]) -> list[Any]:
         """What becomes of requests that meet at a group's lock, in this order; a refusal is its code.
 
         The lock is held until every one of them waits for it: none has read anything that another one then changes.
@@ -198,11 +198,12 @@ class World:
             await control_store.lock(self.sql, group_id)
             for number, runner in enumerate(runners, start=1):
                 tasks.append(asyncio.create_task(runner, name=f"runner {number}"))
-                await self._waiting_for_locks(number)
+                await self.waiting_for_locks(number)
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         return [_outcome(outcome) for outcome in outcomes]
 
-    async def _waiting_for_locks(self, count: int) -> None:
+    async def waiting_for_locks(self, count: int) -> None:
+        """Wait until so many transactions wait for a lock."""
         async with asyncio.timeout(RACE_LIMIT_S):
             while await self.sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < count:
                 await asyncio.sleep(0.002)
@@ -255,7 +256,7 @@ async def world_on(dsn: str, **limits: int) -> AsyncIterator[World]:
         await database.close()
 
 
-def _outcome(outcome: Ok | BaseException) -> Ok | ErrorCode:
+def _outcome(outcome: Any) -> Any:
     match outcome:
         case RequestError():
             return outcome.code
