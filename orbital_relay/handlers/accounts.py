@@ -107,15 +107,14 @@ class Accounts:
     async def _registered(self, peer: Peer, request: frames.Register, thumbprint: bytes) -> Account | None:
         """The account that this very request made before; None where id and name are free."""
         async with self._database.connection() as connection:
-            account = await accounts.find(connection, request.user_id)
-            if account is None:
-                if await accounts.id_known(connection, request.user_id):
-                    raise IdConflict
-                if await accounts.find_by_name(connection, request.username) is not None:
-                    raise UsernameTaken
-                return None
+            claims = await accounts.find_claims(connection, request.user_id, request.username)
+        if not claims.id_known:
+            if claims.by_name is not None:
+                raise UsernameTaken
+            return None
+        account = claims.by_id
         asked = (request.username, request.is_bot, request.signing_key, thumbprint)
-        if asked != (account.username, account.is_bot, account.signing_key, account.rsa_thumbprint):
+        if account is None or asked != (account.username, account.is_bot, account.signing_key, account.rsa_thumbprint):
             raise IdConflict
         try:
             return await self._sign_in.check(peer, request.username, request.password)

@@ -16,7 +16,7 @@ from orbital_relay.store.queries import query
 _FIND_BY_NAME: Final = query("find_account_by_name")
 _FIND: Final = query("find_account")
 _LOCK: Final = query("lock_account")
-_ID_KNOWN: Final = query("user_id_known")
+_CLAIMS: Final = query("find_claims")
 _INSERT: Final = query("insert_account")
 _SET_PASSWORD: Final = query("set_password")
 _SET_DISABLED: Final = query("set_disabled")
@@ -52,6 +52,15 @@ class NewAccount:
     rsa_thumbprint: bytes
     signing_key: bytes
     is_bot: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """Who has an id, or had it, and who has a name."""
+
+    by_id: Account | None
+    id_known: bool
+    by_name: Account | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +116,15 @@ async def lock(connection: Connection, user_id: bytes) -> Account | None:
     return _account(await connection.fetchrow(_LOCK, user_id))
 
 
-async def id_known(connection: Connection, user_id: bytes) -> bool:
-    """Whether the id is, or was, a user's."""
-    return bool(await connection.fetchval(_ID_KNOWN, user_id))
+async def find_claims(connection: Connection, user_id: bytes, username: str) -> Claims:
+    """Who has this id and who has this name, as of one moment."""
+    rows = await connection.fetch(_CLAIMS, user_id, username)
+    found = [Account(*columns) for *columns, _ in rows if columns[0] is not None]
+    return Claims(
+        by_id=next((account for account in found if account.user_id == user_id), None),
+        id_known=rows[0][-1],
+        by_name=next((account for account in found if account.username == username), None),
+    )
 
 
 async def insert(connection: Connection, new: NewAccount) -> bool:

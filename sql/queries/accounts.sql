@@ -13,9 +13,12 @@ FROM users WHERE id = $1;
 SELECT id, username, password_hash, token_epoch, disabled_at IS NOT NULL, is_bot, signing_key, rsa_thumbprint
 FROM users WHERE id = $1 FOR NO KEY UPDATE;
 
--- Whether somebody has, or had, an account under this id: what they signed must not become somebody else's.
--- name: user_id_known(user_id)
-SELECT EXISTS (SELECT 1 FROM user_keys WHERE user_id = $1);
+-- Who has this id and who has this name, as of one moment: a row for each, one with nulls for nobody. The last column
+-- says whether the id is, or was, a user's: what they signed must not become somebody else's.
+-- name: find_claims(user_id, username)
+SELECT u.id, u.username, u.password_hash, u.token_epoch, u.disabled_at IS NOT NULL, u.is_bot, u.signing_key,
+       u.rsa_thumbprint, EXISTS (SELECT 1 FROM user_keys k WHERE k.user_id = $1)
+FROM (SELECT 1) AS always LEFT JOIN users u ON u.id = $1 OR u.username = $2;
 
 -- No row where the id or the name is in use.
 -- name: insert_account(user_id, username, password_hash, public_key, signing_key, rsa_thumbprint, is_bot)
@@ -43,7 +46,7 @@ SELECT group_id, kind, object_id, seq, hash, created_us, key_epoch FROM delete_u
 -- A user as another one may see them: themselves; who was ever a member of a group that the caller is in now; who
 -- knocks at a group that the caller administers. A token sees no more than its groups (null: all) show.
 -- name: may_see_user(caller_id, user_id, group_ids)
-SELECT $1 = $2
+SELECT $1::UUID = $2::UUID
     OR EXISTS (
         SELECT 1 FROM group_people p JOIN members m ON m.group_id = p.group_id AND m.user_id = $1
         WHERE p.user_id = $2 AND ($3::UUID[] IS NULL OR p.group_id = ANY ($3::UUID[])))
@@ -63,7 +66,7 @@ SELECT generation, backup FROM key_backups WHERE user_id = $1;
 -- The first generation is 1, and each follows the one before; the same again is no harm. No row for anything else.
 -- name: put_backup(user_id, generation, backup)
 INSERT INTO key_backups AS k (user_id, generation, backup)
-SELECT $1, $2, $3 WHERE $2 = 1 OR EXISTS (SELECT 1 FROM key_backups WHERE user_id = $1)
+SELECT $1::UUID, $2::BIGINT, $3::BYTEA WHERE $2 = 1 OR EXISTS (SELECT 1 FROM key_backups WHERE user_id = $1)
 ON CONFLICT (user_id) DO UPDATE
 SET generation = excluded.generation, backup = excluded.backup, updated_at = clock_timestamp()
 WHERE k.generation + 1 = excluded.generation OR (k.generation = excluded.generation AND k.backup = excluded.backup)
