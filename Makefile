@@ -4,17 +4,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-TYPED := $(wildcard orbital_relay protocol/orbital_protocol clients/python/orbital_client bench)
+TYPED := orbital_relay protocol/orbital_protocol clients/python/orbital_client bench
 # Tests run in this many processes; each has a PostgreSQL of its own.
 TEST_PROCESSES ?= 2
 # `make test ARGS="tests/unit -k codec"` narrows the run; run, demo and bench hand ARGS on too.
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test demo check lint types format bench docs migrations requirements clean
+.PHONY: help install run test demo check lint types format bench docs migrations requirements clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-13s %s\n", $$1, $$2 }'
+
+install: $(VENV)/.installed ## the virtual environment, with everything in it
 
 run: $(VENV)/.installed ## start the relay on its embedded PostgreSQL; data is kept in .data/
 	@$(BIN)/orbital-relay serve $(ARGS)
