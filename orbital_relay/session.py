@@ -300,15 +300,18 @@ class Session:
 
     def _answer(self, answer: Ok) -> None:
         self._outbox.put_frame(codec.encode(answer))
-        self._close_request(answer.id)
-        callbacks, self._after_answer = self._after_answer, []
-        for callback in callbacks:
-            callback()
+        self._answered(answer.id)
 
     def _fail(self, request_id: int, error: RequestError) -> None:
         self._services.metrics.errors[error.code].inc()
         self._outbox.put_frame(codec.encode(error.frame(request_id)))
+        self._answered(request_id)
+
+    def _answered(self, request_id: int) -> None:
         self._close_request(request_id)
+        callbacks, self._after_answer = self._after_answer, []
+        for callback in callbacks:
+            callback()
 
     def _refuse(self, bad: codec.BadFrame) -> None:
         """Answer a frame that is no request, or not now; nothing was opened for it."""
@@ -349,7 +352,8 @@ class Session:
         """Leave nothing behind: subscriptions, tasks, the place in the registry, the socket."""
         self.subscriptions.end_all()
         self._services.registry.remove(self)
-        await self._socket.finish(_CLOSE_TIMEOUT_S)
+        code = CloseCode.INTERNAL if self._close_code is None else self._close_code
+        await self._socket.finish(_CLOSE_TIMEOUT_S, code)
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:

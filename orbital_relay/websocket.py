@@ -62,10 +62,13 @@ class Socket(ServerConnection):
         with contextlib.suppress(ConnectionClosed):
             await super().close(code, reason)
 
-    async def finish(self, timeout_s: float) -> None:
-        """Wait for the closing handshake, at most so long, then cut the connection."""
+    async def finish(self, timeout_s: float, code: CloseCode) -> None:
+        """Close with this code if nobody has yet, wait for the other side, at most so long, then cut the connection."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self.wait_closed() if self.protocol.state is not State.OPEN else await self.close()
+                if self.protocol.state is State.OPEN:
+                    await self.close(code, code.name.lower())
+                else:
+                    await self.wait_closed()
         except TimeoutError:
             self.transport.abort()

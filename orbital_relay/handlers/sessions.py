@@ -1,6 +1,7 @@
 """Sessions: what becomes of a login. A connection serves one; a session may have several connections."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from orbital_protocol import frames
@@ -42,8 +43,12 @@ class Sessions:
 
         Raise Unauthenticated or TokenExpired where a refresh may help, CredentialsInvalid where it can't.
         """
-        if request.access_token.startswith(BotToken.PREFIX):
-            return await self._authenticate_bot(peer, request, BotToken.parse(request.access_token))
+        with _hopeless(peer):
+            if request.access_token.startswith(BotToken.PREFIX):
+                return await self._authenticate_bot(peer, request, BotToken.parse(request.access_token))
+            return await self._authenticate(peer, request)
+
+    async def _authenticate(self, peer: Peer, request: frames.Authenticate) -> AuthenticateOk:
         now = self._sign_in.now()
         access = self._sign_in.mint.access.verify(request.access_token, now)
         check_same_user(peer, access.user_id)
@@ -78,11 +83,12 @@ class Sessions:
 
     async def refresh(self, peer: Peer, request: frames.Refresh) -> SessionOk:
         """Exchange a refresh token for a new pair, and make the connection that session's."""
-        token = RefreshToken.parse(request.refresh_token)
-        async with self._database.transaction() as connection:
-            grant = await self._exchange(connection, peer, token)
-        if grant is None:
-            raise CredentialsInvalid
+        with _hopeless(peer):
+            token = RefreshToken.parse(request.refresh_token)
+            async with self._database.transaction() as connection:
+                grant = await self._exchange(connection, peer, token)
+            if grant is None:
+                raise CredentialsInvalid
         self._sign_in.serve(peer, grant, "refresh_token")
         return session_ok(request.id, grant)
 
@@ -166,6 +172,17 @@ class Sessions:
             peer.after_answer(lambda: self._hint(self._sign_in.ended(caller.session_id)))
         peer.close_soon(CloseCode.REVOKED)
         logger.info("session.ended", session=caller.session_id, user=caller.user_id, reason="logout")
+
+
+@contextmanager
+def _hopeless(peer: Peer) -> Iterator[None]:
+    """A stranger whose credentials are no good has nothing left to send but a password: answer, then close."""
+    try:
+        yield
+    except CredentialsInvalid:
+        if peer.caller is None:
+            peer.close_soon(CloseCode.AUTH_FAILED)
+        raise
 
 
 def _caller_of(access: Access) -> Caller:
