@@ -338,7 +338,9 @@ def test_secrets_do_not_show(kind: type[RefreshToken] | type[BotToken]) -> None:
 
 
 @pytest.mark.parametrize("alter", [lambda t: t[:-1], lambda t: t + "A", lambda t: t + "=", lambda t: "x" + t[1:]])
-@pytest.mark.parametrize("token", [str(RefreshToken.first(bytes(16))), str(BotToken.new(bytes(16)))])
+@pytest.mark.parametrize(
+    "token", [str(RefreshToken.first(bytes(16))), str(BotToken.new(bytes(16)))], ids=["refresh", "bot"]
+)
 def test_what_is_no_token_is_refused(token: str, alter: Callable[[str], str]) -> None:
     for kind in (RefreshToken, BotToken):
         with pytest.raises(CredentialsInvalid):
