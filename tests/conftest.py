@@ -11,10 +11,17 @@ import pytest_asyncio
 
 from tests.postgres import DEBIAN_BINARIES, TestPostgres, running_postgres
 
+_RANDOM_BYTES = 16
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("each_postgres"):
         metafunc.parametrize("postgres", ["embedded_postgres", "debian_postgres"], indirect=True)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Ids and signatures are made anew in every process; the names of tests must be the same in all of them."""
+    return argname if isinstance(val, bytes) and len(val) >= _RANDOM_BYTES else None
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
