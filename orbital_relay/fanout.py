@@ -66,7 +66,7 @@ class Subscription:
 class Channel:
     """One group on this relay: how far its live subscribers are, and how far its log is known to have come."""
 
-    __slots__ = ("busy", "fetching", "gone", "group_id", "live", "position", "target", "watchers")
+    __slots__ = ("busy", "fetched", "fetching", "gone", "group_id", "live", "position", "target", "watchers")
 
     def __init__(self, group_id: bytes) -> None:
         self.group_id = group_id
@@ -76,6 +76,7 @@ class Channel:
         self.watchers = 0  # subscriptions that are live or on their way
         self.busy = False  # queued or being delivered
         self.fetching = False
+        self.fetched: dict[int, Entry] = {}  # by seq, from the store: what the ring lacked
         self.gone = False
 
 
@@ -159,7 +160,8 @@ class Fanout:
         channel.watchers -= 1
         if not channel.watchers:
             del self._channels[group_id]
-            for seq in range(channel.position + 1, channel.target + 1):
+            known = min(channel.target, channel.position + len(self._ring))  # wake-ups may speak of any seq
+            for seq in range(channel.position + 1, known + 1):
                 self._ring.take(group_id, seq)
 
     def join(self, subscription: Subscription) -> bool:
@@ -181,6 +183,8 @@ class Fanout:
         channel = self._channels.get(subscription.group_id)
         if channel is not None:
             channel.live.discard(subscription)
+            if not channel.live:
+                self.on_progress()  # nobody is behind any more
 
     # ── delivery ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -212,9 +216,9 @@ class Fanout:
     def _go_on(self, channel: Channel) -> None:
         """Decide what the channel needs next: more delivery, the store, its end, or nothing."""
         if not channel.live:
-            if channel.gone:
-                return
-            channel.position = max(channel.position, channel.target)
+            channel.fetched.clear()
+            if not channel.gone:
+                channel.position = max(channel.position, channel.target)
             return
         if channel.position < channel.target or channel.gone:
             channel.fetching = True
@@ -222,7 +226,7 @@ class Fanout:
             self._has_wanted.set()
 
     async def _deliver(self, channel: Channel) -> None:
-        """Deliver what the ring holds next to the channel's position, batch by batch."""
+        """Deliver what is here of the log, next to the channel's position, batch by batch."""
         while channel.live and (batch := self._next_batch(channel)):
             await self._hand_out(channel, batch)
 
@@ -230,7 +234,9 @@ class Fanout:
         batch: list[Entry] = []
         size = 0
         while len(batch) < _BATCH_EVENTS and size < _BATCH_BYTES:
-            entry = self._ring.take(channel.group_id, channel.position + len(batch) + 1)
+            seq = channel.position + len(batch) + 1
+            fetched = channel.fetched.pop(seq, None)
+            entry = self._ring.take(channel.group_id, seq) or fetched
             if entry is None:
                 break
             batch.append(entry)
@@ -270,7 +276,7 @@ class Fanout:
         if departed is None:
             return
         reason = "left" if event.kind == Kind.MEMBER_LEFT else "removed"
-        for subscription in [s for s in channel.live if s.user_id == departed]:
+        for subscription in [s for s in channel.live if s.user_id == departed and s.position >= event.seq]:
             self._end(channel, subscription, reason)
 
     @staticmethod
@@ -298,20 +304,23 @@ class Fanout:
             channel.fetching = False
             if channel.live and (channel.position < channel.target or channel.gone):
                 self._make_ready(channel)
+            self.on_progress()
 
     async def _fetch(self, channel: Channel) -> None:
-        """Put what follows the channel's position into the ring, or end the channel where nothing can follow."""
+        """Get what follows the channel's position, or end the channel where nothing can follow."""
+        position, target = channel.position, channel.target
         async with self._database.connection() as connection:
-            events = await event_store.read_events(connection, channel.group_id, channel.position, _FETCH_EVENTS)
+            events = await event_store.read_events(connection, channel.group_id, position, _FETCH_EVENTS)
             heads = [] if events else await event_store.read_heads(connection, [channel.group_id])
-        for event in events:
-            self._ring.put(Entry(event))
-        if events and events[0].seq == channel.position + 1:
+        if channel.position != position:
+            return  # everybody left meanwhile, and somebody else joined elsewhere
+        if events and events[0].seq == position + 1:
+            channel.fetched = {event.seq: Entry(event) for event in events}
             channel.target = max(channel.target, events[-1].seq)
         elif events or (heads and heads[0].deleted) or channel.gone:
             self._finish(channel)  # only a deleted group has a log that begins late, or none
-        else:
-            channel.target = channel.position  # a wake-up that spoke of more than there is
+        elif channel.target == target:
+            channel.target = position  # a wake-up that spoke of more than there is
 
     def _finish(self, channel: Channel) -> None:
         for subscription in list(channel.live):

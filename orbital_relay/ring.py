@@ -52,6 +52,9 @@ class Ring:
         self._bytes = 0
         self._entries: OrderedDict[tuple[bytes, int], Entry] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def put(self, entry: Entry) -> None:
         """Keep an entry until it is taken or squeezed out."""
         key = (entry.event.group_id, entry.event.seq)
