@@ -43,6 +43,10 @@ class NewKeys:
     signing_key: bytes
 
 
+class _KeysMoved(BadSignature):
+    """The keys have just been replaced by another request."""
+
+
 class KeyReplacement:
     """Replaces users' keys."""
 
@@ -107,10 +111,10 @@ class KeyReplacement:
 
         try:
             appended = await retried(attempt)
-        except (Unavailable, Overloaded):
-            if not committing:
+        except (Unavailable, Overloaded, _KeysMoved) as error:
+            if not committing and not isinstance(error, _KeysMoved):
                 raise
-            # Lost during the commit: what it did, if it did, is found by the ids.
+            # Lost during the commit, or overtaken by a retry: what was done, if it was, is found by the ids.
             _, earlier = await self._look(user_id, new, written)
             if earlier is None:
                 raise
@@ -172,7 +176,7 @@ async def _check(
     if account is None:
         raise Unauthenticated("The account is gone.")
     if account.signing_key != old_key:
-        raise BadSignature("The keys have just been replaced by another request.")
+        raise _KeysMoved
     if await store.user_had_keys(connection, user_id, new.signing_key, new.rsa_thumbprint):
         raise _bad("These keys were in force before: make new ones.", field="signing_key")
     _check_groups(written, await store.list_memberships(connection, user_id))
