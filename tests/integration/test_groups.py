@@ -690,6 +690,36 @@ async def test_a_group_that_is_locked_too_long_says_to_come_back(world: World, m
         await hasty.close()
 
 
+async def test_the_first_fault_is_the_answer(world: World) -> None:
+    """In the order that the protocol names: each request here has the fault in question and the next one."""
+    alice, bob, mallory = await world.people("alice", "bob", "mallory")
+    group_id = await world.group(alice, bob)
+    taken: dict[str, Any] = {"statement_id": await world.post(alice, group_id)}
+    stale: dict[str, Any] = {"key_epoch": 2}
+    unfounded: dict[str, Any] = {"base_hash": b"h" * 32}
+    unsigned_name: dict[str, Any] = {"name_hash": b"n" * 32}
+    seen = await view(world.sql, group_id)
+
+    async def send(actor: Person, sender: Person, signer: Person, name: bytes = NAME, **elements: Any) -> None:
+        statement = write(actor, GroupUpdated, seen, **{"name_hash": field_hash(NAME), **elements})
+        request = world.carrying(frames.GroupUpdate, sign(signer, statement), encrypted_name=name)
+        await world.send(sender, request)
+
+    for attempt, code in (
+        (send(alice, mallory, alice, bytes(513)), ErrorCode.TOO_LARGE),
+        (send(alice, mallory, mallory), ErrorCode.FORBIDDEN),
+        (send(mallory, mallory, alice, **taken), ErrorCode.NOT_FOUND),
+        (send(alice, alice, bob, **taken), ErrorCode.ID_CONFLICT),
+        (send(alice, alice, bob, **stale), ErrorCode.BAD_SIGNATURE),
+        (send(alice, alice, alice, **stale, **unfounded), ErrorCode.STALE_KEY_EPOCH),
+        (send(bob, bob, bob, **unfounded), ErrorCode.STALE_BASE),
+        (send(bob, bob, bob, **unsigned_name), ErrorCode.FORBIDDEN),
+        (send(alice, alice, alice, **unsigned_name), ErrorCode.BAD_ARGUMENT),
+    ):
+        with refused(code):
+            await attempt
+
+
 async def test_removals_do_not_wait_for_a_rekey(world: World) -> None:
     alice, bob, carol = await world.people("alice", "bob", "carol")
     group_id = await world.group(alice, bob, carol)
