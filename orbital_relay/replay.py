@@ -6,7 +6,8 @@ subscription whose outbox passes its bound comes back here. Membership is checke
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,7 @@ from orbital_relay.store import events as event_store
 from orbital_relay.store.pool import Database
 
 _PAGE_EVENTS: Final = 100
+_PAGE_BYTES: Final = 256 * 1024
 _GROUPS_A_PAGE: Final = 20
 _RETRY_S: Final = 0.5
 
@@ -36,9 +38,11 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """What the store had next, by group; the groups of which the user is no member; those of them that are deleted."""
+    """What the store had next, by group, and the last seq of those groups; the groups of which the user is no member;
+    those of them that are deleted."""
 
     events: dict[bytes, list[Event]]
+    last_seqs: dict[bytes, int]
     strange: frozenset[bytes]
     deleted: frozenset[bytes]
 
@@ -62,6 +66,7 @@ class Subscriptions:
         self._outbox = outbox
         self._spawn = spawn
         self._subscriptions: dict[bytes, Subscription] = {}
+        self._expected: Counter[bytes] = Counter()  # groups of subscribe requests that are being answered
         self._hashes: dict[bytes, bytes] = {}  # of those that page: the hash at their position
         self._paging: set[Subscription] = set()
         self._is_paging = False
@@ -73,19 +78,26 @@ class Subscriptions:
         """The groups subscribed to."""
         return list(self._subscriptions)
 
+    def count_with(self, group_ids: Iterable[bytes]) -> int:
+        """How many subscriptions there would be with these, and with those that are about to begin."""
+        return len({*group_ids, *self._subscriptions, *self._expected})
+
     def watch(self, group_ids: Sequence[bytes]) -> None:
         """Remember these groups' wake-ups from now on; ends in `begin` or `unwatch`."""
         for group_id in group_ids:
             self._fanout.watch(group_id)
+            self._expected[group_id] += 1
 
     def unwatch(self, group_ids: Sequence[bytes]) -> None:
         """Take back `watch` for groups that no subscription begins for."""
         for group_id in group_ids:
+            self._expect_no_more(group_id)
             self._fanout.unwatch(group_id)
 
     def begin(self, user_id: bytes, starts: Sequence[Start], kinds: frozenset[int] | None) -> None:
         """Begin watched subscriptions; one that is there already begins anew from its new cursor."""
         for start in starts:
+            self._expect_no_more(start.group_id)
             if start.group_id in self._subscriptions:
                 self.end(start.group_id)
             subscription = Subscription(
@@ -98,6 +110,11 @@ class Subscriptions:
             )
             self._subscriptions[start.group_id] = subscription
             self._page(subscription, start.hash)
+
+    def _expect_no_more(self, group_id: bytes) -> None:
+        self._expected[group_id] -= 1
+        if not self._expected[group_id]:
+            del self._expected[group_id]
 
     def end(self, group_id: bytes) -> None:
         """End a subscription, if there is one."""
@@ -153,16 +170,23 @@ class Subscriptions:
         user_id = turn[0].user_id
         async with self._shared.reading, self._shared.database.connection() as connection:
             page = await event_store.read_replay(
-                connection, user_id, [(s.group_id, s.position) for s in turn], _PAGE_EVENTS
+                connection,
+                user_id,
+                [(s.group_id, s.position) for s in turn],
+                limit=_PAGE_EVENTS,
+                limit_bytes=_PAGE_BYTES // len(turn),
             )
             by_group: dict[bytes, list[Event]] = {}
-            for event in page:
+            last_seqs: dict[bytes, int] = {}
+            for event, last_seq in page:
                 by_group.setdefault(event.group_id, []).append(event)
+                last_seqs[event.group_id] = last_seq
             silent = [s.group_id for s in turn if s.group_id not in by_group]
             members = await event_store.read_memberships(connection, user_id, silent) if silent else frozenset()
             strange = [group_id for group_id in silent if group_id not in members]
             heads = await event_store.read_heads(connection, strange) if strange else []
-        return _Page(by_group, frozenset(strange), frozenset(head.group_id for head in heads if head.deleted))
+        deleted = frozenset(head.group_id for head in heads if head.deleted)
+        return _Page(by_group, last_seqs, frozenset(strange), deleted)
 
     def _advance(self, subscription: Subscription, page: "_Page") -> None:
         """Hand a page over; at its end join the live set, or say that the group is gone."""
@@ -177,7 +201,8 @@ class Subscriptions:
         if events:
             subscription.position = events[-1].seq
             self._hashes[subscription.group_id] = events[-1].hash
-        if len(events) < _PAGE_EVENTS and self._fanout.join(subscription):
+        is_at_end = subscription.position >= page.last_seqs.get(subscription.group_id, 0)
+        if is_at_end and self._fanout.join(subscription):
             self._paging.discard(subscription)
             hash_ = self._hashes.pop(subscription.group_id, None)
             if hash_ is not None:

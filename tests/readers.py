@@ -192,6 +192,12 @@ class Reader:
                 self.wire.changed.clear()
                 await self.wire.changed.wait()
 
+    async def waits(self) -> None:
+        """Wait until more waits for a reader who stands still than a replay adds to."""
+        async with asyncio.timeout(LIMIT_S):
+            while self.outbox.is_low:  # nothing is written, so nothing tells of it
+                await asyncio.sleep(0.01)
+
     def stall(self) -> None:
         """Read no more."""
         self.outbox.pause()

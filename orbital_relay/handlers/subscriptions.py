@@ -69,7 +69,7 @@ class Live:
         for group in wanted.values():
             if (group.after_seq is None) != (group.after_hash is None):
                 raise BadArgument("A cursor is a seq and its hash.", details=ErrorDetails(field="groups"))
-        if len({*wanted, *subscriptions.group_ids()}) > self._limits.max_subscriptions:
+        if subscriptions.count_with(wanted) > self._limits.max_subscriptions:
             raise LimitExceeded(details=ErrorDetails(field="groups", limit=self._limits.max_subscriptions))
         watched = list(wanted)
         subscriptions.watch(watched)

@@ -99,11 +99,20 @@ async def read_events(connection: Connection, group_id: bytes, after_seq: int, l
 
 
 async def read_replay(
-    connection: Connection, user_id: bytes, positions: Sequence[tuple[bytes, int]], limit: int
-) -> list[Event]:
-    """The next events of several groups, at most `limit` of each; none of those that the user is not a member of."""
-    rows = await connection.fetch(_REPLAY, user_id, [g for g, _ in positions], [seq for _, seq in positions], limit)
-    return [event_of(row) for row in rows]
+    connection: Connection,
+    user_id: bytes,
+    positions: Sequence[tuple[bytes, int]],
+    *,
+    limit: int,
+    limit_bytes: int,
+) -> list[tuple[Event, int]]:
+    """The next events of several groups, each with its group's last seq; none of those the user is not a member of.
+
+    Of each group at most `limit`, and at most `limit_bytes` (and one event) of text.
+    """
+    group_ids, after = [g for g, _ in positions], [seq for _, seq in positions]
+    rows = await connection.fetch(_REPLAY, user_id, group_ids, after, limit, limit_bytes)
+    return [(event_of(row), row["last_seq"]) for row in rows]
 
 
 async def read_cursors(

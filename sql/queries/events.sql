@@ -4,14 +4,23 @@
 -- name: read_events(group_id, after_seq, limit)
 SELECT * FROM event_rows WHERE group_id = $1 AND seq > $2 ORDER BY seq LIMIT $3;
 
--- A page of a replay for several groups of one member at once. Groups of which the user is no member yield nothing:
+-- A page of a replay for several groups of one member at once: of each at most so many events, and so many bytes of
+-- them unless it is a single one; with the head of the group. Groups of which the user is no member yield nothing:
 -- membership is checked in the statement that reads.
--- name: read_replay(user_id, group_ids, after_seqs, limit)
-SELECT e.*
+-- name: read_replay(user_id, group_ids, after_seqs, limit, bytes)
+SELECT e.*, h.last_seq
 FROM unnest($2::UUID[], $3::BIGINT[]) AS s(group_id, after_seq)
 JOIN members m ON m.group_id = s.group_id AND m.user_id = $1
+JOIN group_heads h ON h.group_id = s.group_id
 CROSS JOIN LATERAL (
-    SELECT * FROM event_rows v WHERE v.group_id = s.group_id AND v.seq > s.after_seq ORDER BY v.seq LIMIT $4
+    SELECT * FROM (
+        SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
+                        + coalesce(octet_length(v.statement), 0))
+                    OVER (ORDER BY v.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+        FROM (SELECT * FROM event_rows r WHERE r.group_id = s.group_id AND r.seq > s.after_seq
+              ORDER BY r.seq LIMIT $4) v
+    ) w
+    WHERE coalesce(w.bytes_before, 0) < $5
 ) e
 ORDER BY e.group_id, e.seq;
 
