@@ -152,7 +152,8 @@ class Feed:
     def disconnected(self, closure: Closure) -> None:
         self._following.disconnected()
         self._heads_before = ()
-        self._notice(Disconnected(closure.code, closure.reason))
+        if not closure.for_good:
+            self._notice(Disconnected(closure.code, closure.reason))
 
     def stopped(self, reason: Exception) -> None:
         self._following.disconnected()

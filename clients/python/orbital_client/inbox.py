@@ -11,7 +11,7 @@ from orbital_protocol.frames import CursorMoved, Event, GroupGone, JoinRequested
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection ended, with this WebSocket close code; the client is about to connect again."""
+    """The connection ended, with this WebSocket close code; the client will connect again."""
 
     code: int
     reason: str
