@@ -11,7 +11,9 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from hashlib import sha256
+from itertools import count
 from typing import Any, Self
 
 import msgpack  # type: ignore[import-untyped]
@@ -23,7 +25,7 @@ from websockets.exceptions import ConnectionClosed
 
 Frame = dict[str, Any]
 
-LIMIT_S = 10
+LIMIT_S = 30
 ZERO_ID = bytes(16)
 ZEROS = bytes(32)
 MEMBER, ADMIN, OWNER = 1, 2, 3
@@ -497,6 +499,15 @@ class Connection:
 # ── sections 6 to 10: a user ────────────────────────────────────────────────────────────────────────────────────────
 
 
+RSA_KEYS = 4  # making one takes a while, and nothing is wrapped for these: users share them
+_numbers = count()
+
+
+@cache
+def rsa_modulus(_number: int) -> int:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key().public_numbers().n
+
+
 def base64url(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
@@ -509,7 +520,7 @@ class User:
         self.username = username
         self.password = base64url(os.urandom(24))
         self.signing = Ed25519PrivateKey.generate()
-        modulus = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key().public_numbers().n
+        modulus = rsa_modulus(next(_numbers) % RSA_KEYS)
         self.public_key = {"kty": "RSA", "n": base64url(modulus.to_bytes(256, "big")), "e": "AQAB"}
         self.session: Frame = {}
         self.logs: dict[bytes, Log] = {}
@@ -536,6 +547,10 @@ class User:
     async def connect(self, url: str) -> Frame:
         self._connection, hello = await Connection.open(url)
         return hello
+
+    async def disconnect(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
 
     async def register(self, url: str) -> None:
         await self.connect(url)

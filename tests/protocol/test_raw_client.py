@@ -1,8 +1,7 @@
 """SPEC.md suffices: a client written from it alone agrees with the vectors, and lives with a real relay."""
 
 import ast
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import pytest
 
 from tests.protocol import raw_client
-from tests.protocol.raw_client import ADMIN, Finding, Frame, Log, RelayError, User
+from tests.protocol.raw_client import ADMIN, Finding, Frame, Log, RelayError
 from tests.protocol.vectors import load, named
-from tests.relays import RunningRelay, running_relay
+from tests.protocol.visitors import on_relay, registered
+from tests.relays import RunningRelay
 
 ALLOWED = {"websockets", "msgpack", "cryptography", "hashlib"}
-STANDARD = {"asyncio", "base64", "collections", "dataclasses", "json", "os", "time", "typing"}
+STANDARD = {"asyncio", "base64", "collections", "dataclasses", "functools", "itertools", "json", "os", "time", "typing"}
 
 
 def test_the_client_knows_nothing_of_this_project() -> None:
@@ -165,24 +165,6 @@ def test_the_client_makes_the_same_join_preimage(vector: Frame) -> None:
 # ── against a relay ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@asynccontextmanager
-async def registered(relay: RunningRelay, *names: str) -> AsyncIterator[list[User]]:
-    users = [User(name) for name in names]
-    try:
-        for user in users:
-            await user.register(relay.url)
-        yield users
-    finally:
-        for user in users:
-            await user.connection.close()
-
-
-@pytest.fixture
-async def relay(migrated_database: str) -> AsyncIterator[RunningRelay]:
-    async with running_relay(migrated_database) as running:
-        yield running
-
-
 def is_live(push: Frame) -> bool:
     return bool(push["type"] == "live")
 
@@ -192,6 +174,7 @@ def body_of(event: Frame) -> bytes:
     return body
 
 
+@on_relay
 async def test_a_group_from_its_creation_to_a_removal(relay: RunningRelay) -> None:
     async with registered(relay, "alice", "bob") as (alice, bob):
         group_id = await alice.found(b"the name")
@@ -228,6 +211,7 @@ async def test_a_group_from_its_creation_to_a_removal(relay: RunningRelay) -> No
         assert bob.connection.pushes.empty()
 
 
+@on_relay
 async def test_whoever_was_cut_off_resumes_without_a_hole(relay: RunningRelay) -> None:
     async with registered(relay, "alice", "bob") as (alice, bob):
         group_id = await alice.found(b"the name")
@@ -255,6 +239,7 @@ async def test_whoever_was_cut_off_resumes_without_a_hole(relay: RunningRelay) -
         assert alice.logs[group_id].hashes == bob.logs[group_id].hashes
 
 
+@on_relay
 async def test_a_repeated_request_gets_its_first_answer(relay: RunningRelay) -> None:
     async with registered(relay, "alice") as [alice]:
         group_id = await alice.found(b"the name")
@@ -277,6 +262,7 @@ async def test_a_repeated_request_gets_its_first_answer(relay: RunningRelay) -> 
         assert raw_client.content_hash(event) == first["content_hash"]
 
 
+@on_relay
 async def test_a_statement_on_an_old_roster_is_refused(relay: RunningRelay) -> None:
     async with registered(relay, "alice", "bob") as (alice, bob):
         group_id = await alice.found(b"the name")
@@ -296,6 +282,7 @@ async def test_a_statement_on_an_old_roster_is_refused(relay: RunningRelay) -> N
             await bob.connection.request("member.set_role", **fields)
 
 
+@on_relay
 async def test_a_knock_is_shown_and_admitted(relay: RunningRelay) -> None:
     async with registered(relay, "alice", "carol") as (alice, carol):
         group_id = await alice.found(b"the name")
@@ -323,6 +310,7 @@ async def test_a_knock_is_shown_and_admitted(relay: RunningRelay) -> None:
         assert carol.logs[group_id].roster == alice.logs[group_id].roster
 
 
+@on_relay
 async def test_authentication_is_a_barrier_and_a_filter_keeps_the_chain(relay: RunningRelay) -> None:
     async with registered(relay, "alice") as [alice]:
         group_id = await alice.found(b"the name")
@@ -342,6 +330,7 @@ async def test_authentication_is_a_barrier_and_a_filter_keeps_the_chain(relay: R
         assert body_of(whole) == b"reply"
 
 
+@on_relay
 async def test_cursors_signals_and_pings(relay: RunningRelay) -> None:
     async with registered(relay, "alice") as [alice]:
         group_id = await alice.found(b"the name")

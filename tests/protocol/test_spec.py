@@ -1,9 +1,11 @@
 """SPEC.md against the code: every frame, statement, code, limit and number that it names, and the examples in it."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
+from unittest.mock import MagicMock
 
 import msgspec
 import pytest
@@ -21,6 +23,7 @@ from orbital_protocol.codes import (
     Scope,
 )
 from orbital_protocol.frames import PUSHES, REQUESTS, Error, Frame, Limits, Ok, Value
+from orbital_relay.dispatch import Handlers, routes
 from tests.protocol.vectors import PROTOCOL, load
 
 SPEC = (PROTOCOL / "SPEC.md").read_text(encoding="utf-8")
@@ -232,6 +235,14 @@ def test_scopes() -> None:
     assert set(found) == {"none", *Scope}
     named = [name for names in found.values() for name in names]
     assert sorted(named) == sorted(map(frames.type_of, REQUESTS))
+
+
+def test_the_relay_asks_for_these_scopes() -> None:
+    table = routes(Handlers(*(MagicMock() for _ in dataclasses.fields(Handlers))))
+    asked = {
+        frames.type_of(request): "none" if route.scope is None else route.scope for request, route in table.items()
+    }
+    assert asked == {name: cells[0].strip("`") for cells in rows("### 5.2 Scopes") for name in quoted(cells[1])}
 
 
 def test_numbers_that_are_fixed() -> None:
