@@ -238,6 +238,19 @@ async def test_an_invite_id_is_used_once(world: World) -> None:
             await invite(world, alice, group_id, invite_id=link.invite_id)
 
 
+async def test_no_code_is_a_groups_and_a_links(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    alice = await world.person("alice")
+    group_id = await world.group(alice)
+    standing = await standing_code(world, alice, group_id)
+    draws = iter([standing, "linklink", "linklink", "rotation"])
+    monkeypatch.setattr(invite_store, "_draw_code", lambda: next(draws))
+
+    link = await invite(world, alice, group_id)
+    rotated = await world.ask(alice, frames.InviteRotate, group_id=group_id)
+
+    assert (link.code, rotated.invite_code) == ("linklink", "rotation")
+
+
 async def test_a_group_has_so_many_live_links(migrated_database: str) -> None:
     async with world_on(migrated_database, max_invites_per_group=2) as world:
         alice = await world.person("alice")
