@@ -660,13 +660,24 @@ async def test_a_refusal_is_a_refusal_whatever_the_database_does(world: World, m
             await world.tell(bob, group_id, frames.GroupDelete, GroupDeleted)
 
 
-async def test_a_transaction_that_lost_is_tried_again_three_times(world: World, migrated_database: str) -> None:
+@pytest.mark.parametrize(
+    "lost",
+    [
+        asyncpg.DeadlockDetectedError,
+        asyncpg.SerializationError,
+        asyncpg.UniqueViolationError,
+        asyncpg.ForeignKeyViolationError,
+    ],
+)
+async def test_a_transaction_that_lost_is_tried_three_times(
+    world: World, migrated_database: str, lost: type[asyncpg.PostgresError]
+) -> None:
     alice = await world.person("alice")
     group_id = await world.group(alice)
     async with trouble(world, migrated_database) as database:
-        database.before += [asyncpg.DeadlockDetectedError("lost"), asyncpg.SerializationError("lost")]
+        database.before += [lost("to another one")] * 2
         await rename(world, alice, group_id)
-        database.before += [asyncpg.SerializationError("lost")] * 3
+        database.before += [lost("to another one")] * 3
         with refused(ErrorCode.OVERLOADED):
             await rename(world, alice, group_id)
 
