@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 from websockets.typing import Origin, Subprotocol
 
 from orbital_protocol import SUBPROTOCOL
@@ -105,12 +106,17 @@ class Gateway:
         if self._server is None:
             return
         self._server.close(close_connections=False)
+        for socket in tuple(self._sockets):
+            if socket.protocol.state is State.CONNECTING:
+                socket.transport.abort()  # strangers who haven't said what they want hold up nothing
         for session in self._registry:
             session.quiesce()
             session.push(GoAway(retry_after_ms=random.randrange(_GOAWAY_SPREAD_MS)))  # noqa: S311  jitter
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._flushed()
+                for session in self._registry:
+                    await session.answered()
                 for session in self._registry:
                     session.close_now(CloseCode.DRAINING)
                 while self._sockets:
@@ -170,7 +176,7 @@ class Gateway:
         if connection.subprotocol != SUBPROTOCOL:
             session.push(Error(code=ErrorCode.UNSUPPORTED_PROTOCOL, message=f"This relay speaks {SUBPROTOCOL}."))
             session.outbox.flush()
-            await connection.close(CloseCode.UNSUPPORTED_PROTOCOL, "unsupported_protocol")
+            await connection.finish(_CLOSE_TIMEOUT_S, CloseCode.UNSUPPORTED_PROTOCOL)
             return
         self._per_address[address] += 1
         self._registry.add(session)

@@ -68,6 +68,7 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "login.failed": Event("warning", "Credentials were refused.", ("address", "reason")),
         "account.registered": Event("info", "A user was made.", ("address",)),
         "account.deleted": Event("info", "A user was deleted; `count` groups with it.", ("count",)),
+        "session.failed": Event("error", "A connection's own loop failed, a defect; it closes 4006.", ("address",)),
         "request.failed": Event("error", "A request got `internal`: a defect.", ("request", "duration_ms")),
         "frame.rejected": Event("info", "A frame was not what the protocol says.", ("request", "code", "address")),
         "group.created": Event("info", "A group was made."),

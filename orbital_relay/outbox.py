@@ -65,6 +65,7 @@ class Outbox:
         "_paused",
         "_queued_bytes",
         "_scheduled",
+        "_sealed",
         "_transport",
         "_written_bytes",
     )
@@ -80,6 +81,7 @@ class Outbox:
         self._written_bytes = 0
         self._paused = False
         self._scheduled = False
+        self._sealed = False
         self._drained: asyncio.Event | None = None  # made when somebody waits: most connections never need it
 
     @property
@@ -104,6 +106,8 @@ class Outbox:
 
     def put_frame(self, frame: bytes) -> None:
         """Queue one encoded frame."""
+        if self._sealed:
+            return
         self._frames.append(frame)
         self._frames_bytes += len(frame)
         self._queued_bytes += len(frame)
@@ -115,6 +119,8 @@ class Outbox:
 
     def put_message(self, data: bytes) -> None:
         """Queue a whole WebSocket message (see `message`) that others may be sent as well."""
+        if self._sealed:
+            return
         if self._frames:
             self._close_message()
         self._messages.append(data)
@@ -156,6 +162,16 @@ class Outbox:
         self._messages.clear()
         self._frames.clear()
         self._frames_bytes = self._queued_bytes = 0
+
+    def seal(self) -> None:
+        """Hand over what waits, also to a transport that is full, and take nothing more: a close frame comes next."""
+        if self._frames:
+            self._close_message()
+        while self._messages and not self._transport.is_closing():
+            self._write_some()
+        self.discard()
+        self._sealed = True
+        self.release()
 
     def release(self) -> None:
         """Wake everybody who waits for room."""

@@ -71,4 +71,4 @@ class Reactions:
         push = CursorMoved(group_id=hint.group_id, name=hint.name, seq=hint.seq, hash=hint.hash)
         for connection in self._registry.of_user(hint.user_id):
             if connection.caller is not None and connection.caller.may_see(hint.group_id):
-                connection.push(push)
+                connection.offer(push)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from orbital_protocol.codes import CloseCode
-from orbital_protocol.frames import Push
+from orbital_protocol.frames import Frame, Push
 from orbital_relay.caller import Caller, LiveSession, Peer
 
 
@@ -16,6 +16,12 @@ class LiveConnection(Peer, Protocol):
 
     def waiting_bytes(self) -> int:
         """Bytes in the outbox."""
+
+    def offer(self, frame: Frame) -> None:
+        """Queue a frame that may be lost: it is, where the reader is behind."""
+
+    async def answered(self) -> None:
+        """Wait until every request that was taken has its answer."""
 
     def close_now(self, code: CloseCode) -> None:
         """Close without waiting for answers that are due."""
@@ -62,10 +68,10 @@ class Registry:
         return list(self._by_user.get(user_id, ()))
 
     def push_to_users(self, user_ids: Iterable[bytes], frame: Push) -> None:
-        """Push a frame to every connection of these users."""
+        """Push a frame to every connection of these users, except to readers who are behind."""
         for user_id in user_ids:
             for connection in self.of_user(user_id):
-                connection.push(frame)
+                connection.offer(frame)
 
     def end_sessions(self, session_ids: Iterable[bytes], code: CloseCode) -> None:
         """Close the connections of these sessions (or bot tokens)."""

@@ -49,8 +49,9 @@ from orbital_relay.writer import Writer
 logger = logs.get()
 
 _AUTHENTICATING: Final = (Register, Login, Authenticate, Refresh)
-_REFUSALS_A_CLOSE: Final = 200
-_CLOSE_TIMEOUT_S: Final = 2
+_REFUSALS: Final = 200  # frames that come too soon, at once
+_REFUSALS_A_SECOND: Final = 1  # and in the long run, before the connection is closed
+_CLOSE_TIMEOUT_S: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +86,16 @@ class Session:
         self._ordering = Ordering()
         self._open: set[int] = set()
         self._room: asyncio.Future[None] | None = None
+        self._silence: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._after_answer: list[Callable[[], None]] = []
-        self._authenticating = False
+        self._is_over = False
+        self._after_answer: dict[asyncio.Task[Any] | None, list[Callable[[], None]]] = {}  # by the handler's task
+        self._barrier: int | None = None  # the request that authenticates
         self._close_code: CloseCode | None = None
-        self._refused = 0
         self._is_quiet = False
         rate = services.limits.max_frames_per_second
         self._rate = TokenBucket(rate, 2 * rate, socket.loop.time) if rate else None
+        self._patience = TokenBucket(_REFUSALS_A_SECOND, _REFUSALS, socket.loop.time)
         self.subscriptions = Subscriptions(services.replays, self._outbox, self._spawn)
         socket.outbox = self._outbox
 
@@ -108,20 +111,32 @@ class Session:
         """Queue a frame that answers no request."""
         self._outbox.put_frame(codec.encode(frame))
 
+    def offer(self, frame: Frame) -> None:
+        """Queue a frame that may be lost: it is, where the reader is behind."""
+        if not self._outbox.is_full:
+            self.push(frame)
+
     def after_answer(self, callback: Callable[[], None]) -> None:
-        """Call back once the answer to the request at hand has been queued."""
-        self._after_answer.append(callback)
+        """Call back once the answer to the request at hand, of whose handler this is a part, has been queued."""
+        self._after_answer.setdefault(asyncio.current_task(), []).append(callback)
 
     def close_soon(self, code: CloseCode) -> None:
         """Close once the answer to the request at hand has been queued."""
-        self._after_answer.append(partial(self.close_now, code))
+        self.after_answer(partial(self.close_now, code))
 
     def close_now(self, code: CloseCode) -> None:
-        """Close without waiting for answers that are due; what is queued goes out first, as far as there is room."""
+        """Close without waiting for answers that are due. What is queued goes out first; nothing is taken any more."""
         if self._close_code is None:
             self._close_code = code
-            self._outbox.flush()
-            self._spawn(self._socket.close(code, code.name.lower()), name="close")
+            self.subscriptions.end_all()
+            self._outbox.seal()
+            self._make_room()
+            self._spawn(self._socket.finish(_CLOSE_TIMEOUT_S, code), name="close")
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the end has begun."""
+        return self._close_code is not None
 
     def waiting_bytes(self) -> int:
         """Bytes that the reader has not taken yet."""
@@ -130,6 +145,13 @@ class Session:
     def quiesce(self) -> None:
         """Take no more requests: the relay is draining. What is under way is finished and answered."""
         self._is_quiet = True
+
+    async def answered(self) -> None:
+        """Wait until every request that was taken has its answer, or the connection has ended."""
+        while self._open and not self._is_over:
+            if self._silence is None:
+                self._silence = self._socket.loop.create_future()
+            await self._silence
 
     @property
     def outbox(self) -> Outbox:
@@ -149,19 +171,11 @@ class Session:
         deadline = self._socket.loop.call_later(self._services.auth_timeout_ms / 1000, self._auth_deadline)
         try:
             while True:
-                message = await self._socket.recv()
-                if isinstance(message, str):
-                    self.close_now(CloseCode.PROTOCOL_ERROR)
-                    return
-                for raw in codec.split(message):
-                    await self._take(raw)
-                if not self._outbox.is_low:
-                    await self._outbox.wait_low()
-        except codec.Undecodable:
-            logger.info("frame.rejected", session=self.connection_id, address=self.address, code="undecodable")
-            self.close_now(CloseCode.PROTOCOL_ERROR)
+                await self._read(await self._socket.recv())
         except ConnectionClosed:
             pass
+        except Exception as error:
+            self._defect(error)
         finally:
             deadline.cancel()
             await self._end()
@@ -184,17 +198,29 @@ class Session:
         if self.caller is None:
             self.close_now(CloseCode.AUTH_TIMEOUT)
 
+    async def _read(self, message: str | bytes) -> None:
+        """Take the frames of a message. While the connection closes, it only waits for the other side to close too."""
+        if isinstance(message, str):
+            self.close_now(CloseCode.PROTOCOL_ERROR)
+            return
+        try:
+            for raw in codec.split(message) if message else (memoryview(b""),):
+                await self._take(raw)
+        except codec.Undecodable:
+            logger.info("frame.rejected", session=self.connection_id, address=self.address, code="undecodable")
+            self.close_now(CloseCode.PROTOCOL_ERROR)
+
     async def _take(self, raw: memoryview) -> None:
-        """Take one frame; wait where too many requests are open, or somebody is just authenticating."""
-        if self._is_quiet:
-            return  # unanswered, so the client will send it again, elsewhere or later
+        """Take one frame, or none (of an empty message, which costs as much). Wait where there is no room for it."""
+        if self._is_deaf:
+            return
         if self._rate is not None and (wait_ms := self._rate.take()):
             self._refuse_rate(raw, wait_ms)
             return
-        self._refused = 0
-        while len(self._open) >= self._services.limits.max_in_flight or (self._authenticating and self._open):
-            self._room = self._socket.loop.create_future()
-            await self._room
+        if not self._has_room:
+            await self._wait_for_room()
+        if self._is_deaf or not raw:
+            return
         try:
             request = codec.decode_request(raw)
         except codec.BadFrame as error:
@@ -211,6 +237,25 @@ class Session:
         self._services.metrics.requests[type_of(request)].inc()
         self._begin(request)
 
+    @property
+    def _is_deaf(self) -> bool:
+        """Whether frames are dropped: unanswered, so that the client will send them again, elsewhere or later."""
+        return self._is_quiet or self._close_code is not None
+
+    @property
+    def _has_room(self) -> bool:
+        """Not while answers wait for a slow reader, too many requests are open, or one that authenticates is."""
+        is_free = len(self._open) < self._services.limits.max_in_flight and self._barrier not in self._open
+        return is_free and self._outbox.is_low
+
+    async def _wait_for_room(self) -> None:
+        while not self._is_deaf and not self._has_room:
+            if self._outbox.is_low:
+                self._room = self._socket.loop.create_future()
+                await self._room
+            else:
+                await self._outbox.wait_low()
+
     def _begin(self, request: Request) -> None:
         """Put a request in order, if this connection may make it at all."""
         route = self._services.routes[type(request)]
@@ -223,7 +268,7 @@ class Session:
             self._order((request.group_id,), partial(self._post, request, route), shared=True)
             return
         if isinstance(request, _AUTHENTICATING):
-            self._authenticating = True
+            self._barrier = request.id
         self._order(groups_of(request), partial(self._handle, request, route), shared=False)
 
     def _check_scope(self, request: Request, route: Route) -> None:
@@ -258,6 +303,9 @@ class Session:
         except RequestError as error:
             self._fail(request.id, error)
             done()
+        except Exception as error:
+            self._fail_by_defect(request, error)
+            done()
 
     def _posted(self, request_id: int, done: Callable[[], None], outcome: Outcome) -> None:
         if isinstance(outcome, Appended):
@@ -288,30 +336,30 @@ class Session:
         except RequestError as error:
             self._fail(request.id, error)
         except Exception as error:
-            logger.error("request.failed", request=type_of(request), session=self.connection_id, exc_info=error)
-            self._fail(request.id, Internal())
+            self._fail_by_defect(request, error)
         else:
             self._answer(answer)
         finally:
-            self._authenticating = False
+            callbacks = self._after_answer.pop(asyncio.current_task(), ())
+            if request.id not in self._open:
+                for callback in callbacks:
+                    callback()
             done()
 
     # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _answer(self, answer: Ok) -> None:
         self._outbox.put_frame(codec.encode(answer))
-        self._answered(answer.id)
+        self._close_request(answer.id)
 
     def _fail(self, request_id: int, error: RequestError) -> None:
         self._services.metrics.errors[error.code].inc()
         self._outbox.put_frame(codec.encode(error.frame(request_id)))
-        self._answered(request_id)
-
-    def _answered(self, request_id: int) -> None:
         self._close_request(request_id)
-        callbacks, self._after_answer = self._after_answer, []
-        for callback in callbacks:
-            callback()
+
+    def _fail_by_defect(self, request: Request, error: Exception) -> None:
+        logger.error("request.failed", request=type_of(request), session=self.connection_id, exc_info=error)
+        self._fail(request.id, Internal())
 
     def _refuse(self, bad: codec.BadFrame) -> None:
         """Answer a frame that is no request, or not now; nothing was opened for it."""
@@ -322,8 +370,7 @@ class Session:
 
     def _refuse_rate(self, raw: memoryview, wait_ms: int) -> None:
         """Answer a frame that comes too soon; whoever goes on regardless is closed."""
-        self._refused += 1
-        if self._refused > _REFUSALS_A_CLOSE:
+        if self._patience.take():
             self.close_now(CloseCode.RATE_LIMITED)
             return
         try:
@@ -335,25 +382,50 @@ class Session:
 
     def _close_request(self, request_id: int) -> None:
         self._open.discard(request_id)
-        if self._room is not None:
-            if not self._room.done():
-                self._room.set_result(None)
-            self._room = None
+        self._make_room()
+        if not self._open:
+            self._end_wait()
+
+    def _make_room(self) -> None:
+        """Let the read loop look again."""
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
+
+    def _end_wait(self) -> None:
+        """Wake who waits for all answers."""
+        silence, self._silence = self._silence, None
+        if silence is not None and not silence.done():
+            silence.set_result(None)
 
     # ── tasks and the end ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
-        """Run work in a task that ends, at the latest, with the session."""
+        """Run work in a task that ends, at the latest, with the session; of a session that is over, none begins."""
+        if self._is_over:
+            work.close()
+            return
         task = self._socket.loop.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._defect(error)
+
+    def _defect(self, error: BaseException) -> None:
+        """Close a connection whose own loops have failed: log what, and tell the client no more than that."""
+        logger.error("session.failed", session=self.connection_id, address=self.address, exc_info=error)
+        self.close_now(CloseCode.INTERNAL)
 
     async def _end(self) -> None:
         """Leave nothing behind: subscriptions, tasks, the place in the registry, the socket."""
         self.subscriptions.end_all()
         self._services.registry.remove(self)
-        code = CloseCode.INTERNAL if self._close_code is None else self._close_code
-        await self._socket.finish(_CLOSE_TIMEOUT_S, code)
+        await self._socket.finish(_CLOSE_TIMEOUT_S, self._close_code or CloseCode.INTERNAL)
+        self._is_over = True
+        self._end_wait()
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:

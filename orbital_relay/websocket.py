@@ -1,12 +1,11 @@
-"""The WebSocket of one connection, as the `websockets` library keeps it, with three things added: when it was last
-heard from, an outbox that learns of back-pressure, and a close that does not wait for a reader who isn't there."""
+"""The WebSocket of one connection, as the `websockets` library keeps it, with four things added: when it was last
+heard from, an outbox that learns of back-pressure, no reading from whoever doesn't read, and a close that does not wait
+for a reader who isn't there."""
 
 import asyncio
-import contextlib
 from typing import Any, Final
 
 from websockets.asyncio.server import ServerConnection
-from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
 from orbital_protocol.codes import CloseCode
@@ -23,20 +22,28 @@ class Socket(ServerConnection):
         self.outbox: Outbox | None = None
         self.heard_at = self.loop.time()
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The TCP connection is there."""
+        super().connection_made(transport)
+        self.recv_messages.resume = self._resume_reading
+
     def data_received(self, data: bytes) -> None:
         """Any received byte is a sign of life."""
         self.heard_at = self.loop.time()
         super().data_received(data)
 
     def pause_writing(self) -> None:
-        """The transport's buffer is full."""
+        """The transport's buffer is full. Pongs go past the outbox: take in nothing that would call for more."""
         super().pause_writing()
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
         if self.outbox is not None:
             self.outbox.pause()
 
     def resume_writing(self) -> None:
         """The transport's buffer has room again."""
         super().resume_writing()
+        self._resume_reading()
         if self.outbox is not None:
             self.outbox.resume()
 
@@ -50,25 +57,25 @@ class Socket(ServerConnection):
     @property
     def is_reading(self) -> bool:
         """Whether a sign of life could be noticed: not while the relay itself has paused reading."""
-        return not self.recv_messages.paused
+        return not self.recv_messages.paused and not self.paused
+
+    def _resume_reading(self) -> None:
+        if self.is_reading and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def send_ping(self) -> None:
         """Send an empty ping; its pong counts like any other byte."""
         if self.protocol.state is State.OPEN:
             self.transport.write(_PING)
 
-    async def close(self, code: int = CloseCode.DRAINING, reason: str = "") -> None:
-        """Close with this code; what the outbox holds and the transport can't take is dropped."""
-        with contextlib.suppress(ConnectionClosed):
-            await super().close(code, reason)
-
     async def finish(self, timeout_s: float, code: CloseCode) -> None:
-        """Close with this code if nobody has yet, wait for the other side, at most so long, then cut the connection."""
+        """Close with this code if nobody has yet, wait for the other side, at most so long, then cut the connection.
+
+        The time also covers a reader who leaves no room for the close frame.
+        """
         try:
             async with asyncio.timeout(timeout_s):
-                if self.protocol.state is State.OPEN:
-                    await self.close(code, code.name.lower())
-                else:
-                    await self.wait_closed()
+                await self.close(code, code.name.lower())
         except TimeoutError:
             self.transport.abort()
+            await self.wait_closed()
