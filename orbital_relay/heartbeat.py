@@ -66,6 +66,8 @@ class Heartbeat:
                     await asyncio.sleep(0)
 
     def _look(self, session: Session, seen: _Seen, loop_now: float) -> None:
+        if session.is_closing:
+            return
         if session.caller is not None and session.caller.expires_at <= self._now():
             session.close_now(CloseCode.TOKEN_EXPIRED)
         elif self._is_slow(session, seen, loop_now):
@@ -103,7 +105,9 @@ class Heartbeat:
             seen.alive_at = loop_now
         seen.alive_at = max(seen.alive_at, socket.heard_at)
         quiet_ms = (loop_now - seen.alive_at) * 1000
-        if quiet_ms >= self._pulse.heartbeat_ms and seen.pinged_at <= seen.alive_at:
+        if seen.pinged_at > seen.alive_at:
+            return (loop_now - seen.pinged_at) * 1000 > self._pulse.no_pong_ms
+        if quiet_ms >= self._pulse.heartbeat_ms:
             socket.send_ping()
             seen.pinged_at = loop_now
-        return quiet_ms > self._pulse.heartbeat_ms + self._pulse.no_pong_ms
+        return False
