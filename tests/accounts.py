@@ -5,6 +5,7 @@ async with desk_on(migrated_database) as desk:
     await desk.ask(alice.peer, Logout)
 """
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from tests.people import Person, connected
 from tests.worlds import LIMITS, NOW, RELAY_HEX, FakePeer, Published
 
 S = 1_000_000
+LIMIT_S = 10
 PASSWORD = "correct horse"
 COST = 4  # of bcrypt: as few rounds as it can do, so that tests take as little time
 ACCESS_TTL_S = 900
@@ -152,6 +154,12 @@ class Desk:
         """Exchange a refresh token, on a connection of its own unless one is given."""
         answer: SessionOk = await self.ask(peer or stranger(), frames.Refresh, refresh_token=refresh_token)
         return answer
+
+    async def until_blocked(self) -> None:
+        """Return once somebody waits for a lock."""
+        async with asyncio.timeout(LIMIT_S):
+            while not await self.sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
 
     async def revoked(self, *expected: tuple[str, bytes, CloseCode]) -> None:
         """Everything that relays have been told to close so far, in any order; what they were told is forgotten."""

@@ -284,19 +284,12 @@ async def test_an_account_that_is_gone(desk: Desk) -> None:
 # ── races ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def until_blocked(desk: Desk) -> None:
-    """Return once somebody waits for a lock."""
-    async with asyncio.timeout(5):
-        while not await desk.sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-            await asyncio.sleep(0.01)
-
-
 async def test_a_group_that_is_joined_meanwhile_is_missing(desk: Desk, setting: Setting) -> None:
     signed = [await statement_of(desk, setting.fresh, group_id) for group_id in setting.mine]
     async with desk.sql.transaction():
         await desk.sql.execute("SELECT FROM users WHERE id = $1 FOR NO KEY UPDATE", setting.alice.user_id)
         replacing = asyncio.create_task(replace(desk, setting.alice, setting.fresh, *signed))
-        await until_blocked(desk)
+        await desk.until_blocked()
         await admit(desk.sql, setting.theirs, setting.bob, setting.alice.person)
     with refused(ErrorCode.MEMBER_SET_MISMATCH) as error:
         await replacing
@@ -311,7 +304,7 @@ async def test_a_roster_that_changes_meanwhile_is_a_stale_base(desk: Desk, setti
     async with desk.sql.transaction():
         await desk.sql.execute("SELECT FROM group_heads WHERE group_id = $1 FOR UPDATE", setting.mine[1])
         replacing = asyncio.create_task(replace(desk, setting.alice, setting.fresh, *signed))
-        await until_blocked(desk)
+        await desk.until_blocked()
         await admit(desk.sql, setting.mine[1], setting.bob, carol)
     with refused(ErrorCode.STALE_BASE):
         await replacing

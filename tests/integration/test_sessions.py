@@ -252,17 +252,10 @@ async def test_a_refresh_waits_for_whoever_has_the_session(desk: Desk) -> None:
     async with desk.sql.transaction():
         await desk.sql.execute("SELECT FROM sessions FOR UPDATE")
         refresh = asyncio.create_task(desk.refresh(alice.session.refresh_token))
-        await until_blocked(desk)
+        await desk.until_blocked()
         await desk.sql.execute("UPDATE sessions SET revoked_at = clock_timestamp()")
     with refused(ErrorCode.CREDENTIALS_INVALID):
         await refresh
-
-
-async def until_blocked(desk: Desk) -> None:
-    """Return once somebody waits for a lock."""
-    async with asyncio.timeout(5):
-        while not await desk.sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-            await asyncio.sleep(0.01)
 
 
 # ── logout and revocation ───────────────────────────────────────────────────────────────────────────────────────────

@@ -132,6 +132,32 @@ async def test_a_user_has_so_many_tokens_also_if_they_are_made_at_once(desk: Des
     assert await make(desk, alice)
 
 
+async def test_tokens_are_counted_one_request_at_a_time(desk: Desk) -> None:
+    alice = await desk.newcomer("alice")
+    await make(desk, alice)
+    async with desk.sql.transaction():
+        await desk.sql.execute("SELECT FROM users FOR NO KEY UPDATE")  # another request of hers has come so far
+        making = asyncio.create_task(make(desk, alice))
+        await desk.until_blocked()
+        await desk.sql.execute(
+            "INSERT INTO bot_tokens SELECT $1, user_id, name, secret_hash, scopes, group_ids FROM bot_tokens", new_id()
+        )
+    with refused(ErrorCode.LIMIT_EXCEEDED):
+        await making
+
+
+async def test_a_token_that_is_used_meanwhile_keeps_its_secret(desk: Desk) -> None:
+    alice = await desk.newcomer("alice")
+    made = await make(desk, alice)
+    async with desk.sql.transaction():
+        await desk.sql.execute("UPDATE bot_tokens SET last_used_at = clock_timestamp()")
+        making = asyncio.create_task(make(desk, alice, token_id=made.token_id))
+        await desk.until_blocked()
+    with refused(ErrorCode.ID_CONFLICT):
+        await making
+    assert await desk.authenticate(made.token)
+
+
 async def test_expired_tokens_make_room_and_open_nothing(desk: Desk) -> None:
     alice = await desk.newcomer("alice")
     expiring = [await make(desk, alice, expires_at=NOW + 60 * S) for _ in range(2)]
@@ -231,3 +257,10 @@ async def test_a_token_outlives_a_change_of_password(desk: Desk) -> None:
     made = await make(desk, alice)
     await desk.ask(alice.peer, frames.PasswordChange, password="correct horse", new_password="another horse")
     assert await desk.authenticate(made.token)
+
+
+async def test_an_account_that_is_gone(desk: Desk) -> None:
+    alice = await desk.newcomer("alice")
+    await desk.sql.execute("DELETE FROM users")
+    with refused(ErrorCode.UNAUTHENTICATED):
+        await make(desk, alice)
