@@ -86,7 +86,7 @@ class KeyReplacement:
                 if earlier is None:
                     raise _bad("These keys are in force already.", field="signing_key")
             else:
-                _check_groups(written, await store.list_memberships(connection, user_id))
+                await _check_free(connection, user_id, written)
         return account.signing_key, earlier
 
     async def _replace(self, user_id: bytes, new: NewKeys, old_key: bytes, written: Sequence[Written]) -> list[Cursor]:
@@ -179,10 +179,18 @@ async def _check(
         raise _KeysMoved
     if await store.user_had_keys(connection, user_id, new.signing_key, new.rsa_thumbprint):
         raise _bad("These keys were in force before: make new ones.", field="signing_key")
+    await _check_free(connection, user_id, written)
+    _check_bases(written, await store.read_bases(connection, [one.statement for one in written]))
+
+
+async def _check_free(connection: Connection, user_id: bytes, written: Sequence[Written]) -> None:
+    """The statements are for the user's groups, and their ids are unused.
+
+    Looked at before the work on signatures, and again under the locks, where it counts.
+    """
     _check_groups(written, await store.list_memberships(connection, user_id))
     if await store.find_statements(connection, [one.statement.statement_id for one in written]):
         raise IdConflict
-    _check_bases(written, await store.read_bases(connection, [one.statement for one in written]))
 
 
 def _check_groups(written: Sequence[Written], memberships: frozenset[bytes]) -> None:
