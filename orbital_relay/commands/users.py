@@ -78,7 +78,8 @@ def add(  # noqa: PLR0913  one parameter a flag
 
 async def _add(settings: Settings, account: NewAccount) -> None:
     async with opened(settings) as connection, connection.transaction():
-        if await accounts.id_known(connection, account.user_id) or not await accounts.insert(connection, account):
+        claims = await accounts.find_claims(connection, account.user_id, account.username)
+        if claims.id_known or not await accounts.insert(connection, account):
             raise CommandError("the name or the id is in use")
 
 
