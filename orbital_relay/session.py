@@ -382,6 +382,8 @@ class Session:
 
     def _close_request(self, request_id: int) -> None:
         self._open.discard(request_id)
+        if request_id == self._barrier:
+            self._barrier = None  # the next request with this id may be any other
         self._make_room()
         if not self._open:
             self._end_wait()
