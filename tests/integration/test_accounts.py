@@ -33,6 +33,7 @@ async def desk(migrated_database: str) -> AsyncIterator[Desk]:
 # ── register ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.each_postgres
 async def test_registering_makes_an_account_and_a_session(desk: Desk) -> None:
     alice = await desk.newcomer("alice")
     row = await desk.sql.fetchrow("SELECT * FROM users WHERE id = $1", alice.user_id)
@@ -307,6 +308,7 @@ async def test_wrong_passwords_slow_an_account_whether_it_exists_or_not(desk: De
         await fail(desk, username, 1)
 
 
+@pytest.mark.each_postgres
 async def test_the_wait_has_a_bound_and_ends(desk: Desk) -> None:
     await desk.newcomer("alice")
     await fail(desk, "alice", ATTEMPTS_FREE)
@@ -486,6 +488,7 @@ async def test_a_login_that_was_checked_before_the_change_comes_too_late(
 # ── account.delete ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.each_postgres
 async def test_deleting_an_account_tells_its_groups_and_closes_its_connections(desk: Desk) -> None:
     alice = await desk.newcomer("alice")
     bob, carol = await enroll(desk.sql, "bob"), await enroll(desk.sql, "carol")
@@ -638,6 +641,7 @@ async def put(desk: Desk, peer: Any, generation: int, backup: bytes) -> None:
     await desk.ask(peer, frames.BackupPut, generation=generation, backup=backup)
 
 
+@pytest.mark.each_postgres
 async def test_backups_follow_one_another(desk: Desk) -> None:
     alice, bob = await desk.newcomer("alice"), await desk.newcomer("bob")
     with refused(ErrorCode.NOT_FOUND):

@@ -72,6 +72,7 @@ async def left(sql: Connection, table: str, key: str) -> set[object]:
     return {row[0] for row in await sql.fetch(f"SELECT {key} FROM {table}")}  # noqa: S608  the test's own words
 
 
+@pytest.mark.each_postgres
 async def test_what_has_expired_goes_and_the_rest_stays(sql: Connection, database: Database) -> None:
     alice, bob = await enroll(sql, "alice"), await enroll(sql, "bob")
     group_id = await found_group(sql, alice)

@@ -100,6 +100,7 @@ async def setting(desk: Desk) -> Setting:
 # ── what it does ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.each_postgres
 async def test_new_keys_are_in_force_in_every_group(desk: Desk, setting: Setting) -> None:
     alice, fresh = setting.alice, setting.fresh
     signed = {group_id: await statement_of(desk, fresh, group_id) for group_id in setting.mine}

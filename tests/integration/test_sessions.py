@@ -28,6 +28,7 @@ async def desk(migrated_database: str) -> AsyncIterator[Desk]:
 # ── authenticate ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.each_postgres
 async def test_authenticating_answers_with_all_that_a_returning_client_needs(desk: Desk) -> None:
     alice = await desk.newcomer("alice")
     bob = await enroll(desk.sql, "bob")
@@ -151,6 +152,7 @@ async def test_a_chain_of_refreshes(desk: Desk) -> None:
         await desk.refresh(token)
 
 
+@pytest.mark.each_postgres
 async def test_the_previous_token_replaces_a_successor_that_never_was_used(desk: Desk) -> None:
     """The answer may be lost any number of times."""
     alice = await desk.newcomer("alice")

@@ -29,6 +29,7 @@ async def make(desk: Desk, guest: Guest, peer: FakePeer | None = None, **changes
     return made
 
 
+@pytest.mark.each_postgres
 async def test_a_token_authenticates_as_what_it_was_made_for(desk: Desk) -> None:
     alice = await desk.newcomer("alice")
     reached, other = await found_group(desk.sql, alice.person), await found_group(desk.sql, alice.person)
