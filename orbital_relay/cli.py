@@ -1,9 +1,9 @@
 """The command line: `orbital-relay serve | migrate | check | …`. Exit codes: 0 done, 1 a problem, 2 wrong usage."""
 
-import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from orbital_relay import __version__
 from orbital_relay.commands import groups, log, migrations, sessions, users
@@ -15,7 +15,29 @@ from orbital_relay.config import ConfigError
 from orbital_relay.embedded import EmbeddedError
 from orbital_relay.errors import OrbitalError
 
-app = typer.Typer(name="orbital-relay", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class _Commands(TyperGroup):
+    """Prints what can't be done in a line each, where Python would show a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (OrbitalError, EmbeddedError) as error:
+            _complain(error)
+            raise typer.Exit(1) from None
+        except ConfigError as error:
+            _complain(error)
+            raise typer.Exit(2) from None
+
+
+def _complain(error: Exception) -> None:
+    for line in str(error).splitlines():
+        typer.echo(f"orbital-relay: {line}", err=True)
+
+
+app = typer.Typer(
+    name="orbital-relay", cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 app.command()(serve)
 app.add_typer(migrations.app, name="migrate")
 app.command()(check)
@@ -45,15 +67,4 @@ def options(
 
 def main() -> None:
     """Run the command line."""
-    try:
-        app()
-    except (OrbitalError, EmbeddedError) as error:
-        _fail(str(error), 1)
-    except ConfigError as error:
-        _fail(str(error), 2)
-
-
-def _fail(text: str, status: int) -> NoReturn:
-    for line in text.splitlines():
-        print(f"orbital-relay: {line}", file=sys.stderr)
-    sys.exit(status)
+    app()

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
+from orbital_protocol import ZERO_ID
 from orbital_protocol.fields import Username
 from orbital_protocol.frames import PublicKey
 from orbital_relay import admin, keys
@@ -43,9 +44,9 @@ PasswordOption = Annotated[
 def add(  # noqa: PLR0913  one parameter a flag
     username: NameArgument,
     *,
+    user_id: Annotated[uuid.UUID, typer.Option(help="Id that the client has made.")],
     public_key: Annotated[Path, typer.Option(help="File with the RSA public key as a JWK.")],
     signing_key: Annotated[str, typer.Option(help="The Ed25519 public key, base64url.")],
-    user_id: Annotated[uuid.UUID | None, typer.Option(help="Id that the client goes by; otherwise a new one.")] = None,
     bot: Annotated[bool, typer.Option("--bot", help="The account is a bot's.")] = False,
     password_file: PasswordOption = None,
     file: ConfigOption = None,
@@ -54,7 +55,6 @@ def add(  # noqa: PLR0913  one parameter a flag
     """Make an account for keys that a client has made; the private ones stay there."""
     settings = settings_from(file, sets)
     jwk, signing = _read_jwk(public_key), _read_signing_key(signing_key)
-    new_id = user_id or uuid.uuid4()
     try:
         msgspec.convert(username, Username)
         thumbprint = keys.check_public_key(jwk)
@@ -64,7 +64,7 @@ def add(  # noqa: PLR0913  one parameter a flag
     except RequestError as error:
         raise CommandError(str(error)) from None
     account = NewAccount(
-        user_id=new_id.bytes,
+        user_id=user_id.bytes,
         username=username,
         password_hash=_hashed(_password(password_file)),
         public_key=jwk,
@@ -73,13 +73,13 @@ def add(  # noqa: PLR0913  one parameter a flag
         is_bot=bot,
     )
     asyncio.run(_add(settings, account))
-    typer.echo(f"added {username}, id {new_id}")
+    typer.echo(f"added {username}, id {user_id}")
 
 
 async def _add(settings: Settings, account: NewAccount) -> None:
     async with opened(settings) as connection, connection.transaction():
         claims = await accounts.find_claims(connection, account.user_id, account.username)
-        if claims.id_known or not await accounts.insert(connection, account):
+        if account.user_id == ZERO_ID or claims.id_known or not await accounts.insert(connection, account):
             raise CommandError("the name or the id is in use")
 
 

@@ -153,5 +153,7 @@ async def _connection(dsn: str) -> "AsyncIterator[asyncpg.Connection[asyncpg.Rec
         raise StartupError(f"the database does not answer: {str(error) or 'no answer in time'}") from error
     try:
         yield connection
+    except asyncpg.PostgresError as error:  # such as a role that may not read
+        raise StartupError(f"the database refused: {error}") from error
     finally:
         await connection.close(timeout=_CONNECT_TIMEOUT_S)
