@@ -60,6 +60,7 @@ class Lane:
         self._idle = asyncio.Event()
         self._idle.set()
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._connecting = asyncio.Lock()
         self._away = False
 
     def submit(self, post: Post, done: Done) -> None:
@@ -137,10 +138,14 @@ class Lane:
         events: list[Event] = []
         appended = 0
         for post, outcome in zip(posts, outcomes, strict=True):
-            if isinstance(outcome, Appended) and not outcome.duplicate:
-                appended += 1
-                if self._fanout.wants(post.group_id):
-                    events.append(post_store.event_of(post, outcome))
+            if not isinstance(outcome, Appended):
+                continue
+            if outcome.duplicate:  # perhaps by a try of ours whose answer was lost: then nobody has told of it here
+                self._fanout.wake(post.group_id, outcome.seq, "writer")
+                continue
+            appended += 1
+            if self._fanout.wants(post.group_id):
+                events.append(post_store.event_of(post, outcome))
         self._metrics.posts.inc(appended)
         self._fanout.publish(events)
 
@@ -177,13 +182,14 @@ class Lane:
         return [*await self._append(posts[:half]), *await self._append(posts[half:])]
 
     async def _connected(self) -> "asyncpg.Connection[asyncpg.Record]":
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(
-                self._settings.dsn,
-                application_name=f"orbital-relay lane {self._relay_hex}",
-                settings=self._settings,
-            )
-        return self._connection
+        async with self._connecting:  # `run` and `watch` may both want it
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await connect(
+                    self._settings.dsn,
+                    application_name=f"orbital-relay lane {self._relay_hex}",
+                    settings=self._settings,
+                )
+            return self._connection
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -53,14 +53,24 @@ async def prepare_connection(connection: Connection) -> None:
 
 
 async def connect(dsn: str, *, application_name: str, settings: PoolSettings) -> "asyncpg.Connection[asyncpg.Record]":
-    """A connection outside of the pool, for the listener and the writer's lanes; the caller closes it."""
-    connection = await asyncpg.connect(
-        dsn,
-        timeout=settings.connect_timeout_s,
-        command_timeout=settings.statement_timeout_s,
-        server_settings=_server_settings(application_name),
-    )
-    await prepare_connection(connection)
+    """A connection outside of the pool, for the listener and the writer's lanes; the caller closes it.
+
+    Raise TimeoutError or one of DATABASE_AWAY: a server that lets nobody in is as good as away.
+    """
+    try:
+        connection = await asyncpg.connect(
+            dsn,
+            timeout=settings.connect_timeout_s,
+            command_timeout=settings.statement_timeout_s,
+            server_settings=_server_settings(application_name),
+        )
+    except asyncpg.PostgresError as error:
+        raise ConnectionError(f"the database refused a connection: {error}") from error
+    try:
+        await prepare_connection(connection)
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
 
 
@@ -110,15 +120,25 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """A connection for a few statements, each a transaction of its own."""
+        """A connection for a few statements, each a transaction of its own.
+
+        Raise Unavailable or Overloaded where the database is away or busy; what else it says of a statement, it says.
+        """
         if self._pool is None:
             raise Unavailable
+        is_connected = False
         try:
             async with self._pool.acquire(timeout=self.settings.acquire_timeout_s) as connection:
+                is_connected = True
                 yield connection
-        except TimeoutError as error:
+        except (TimeoutError, asyncpg.QueryCanceledError) as error:
             raise Overloaded("The database is busy.") from error
         except DATABASE_AWAY as error:
+            self._note(up=False)
+            raise Unavailable from error
+        except asyncpg.PostgresError as error:
+            if is_connected:
+                raise
             self._note(up=False)
             raise Unavailable from error
         self._note(up=True)
