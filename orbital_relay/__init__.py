@@ -1,3 +1,35 @@
-"""Orbital's relay."""
+"""Orbital's relay: one asyncio process that stores and fans out envelopes which it can't read.
+
+A frame's way, file by file:
+
+    gateway       accepts sockets: caps, origin, the client's real address; `websocket` is the socket itself
+    session       one connection: decodes frames, keeps their order (`ordering`), answers each request once
+    dispatch      frame type -> handler, and the scope that it needs; `caller` is who asks
+    handlers/     what each request does: accounts, sessions, tokens, groups, members, invites, posts, subscriptions
+    control       the one flow of every request that changes a group; `policy` says who may
+    writer        posts: append lanes, micro-batch -> one transaction -> acknowledgements
+    store/        PostgreSQL: pool, named queries, one small module a subject
+                  (commit, NOTIFY)
+    listener      hears what other relays commit, sweeps; `hints` are the payloads, `reactions` what is done about them
+    fanout        one event to many outboxes, contiguous; `ring` holds what was just committed here
+    outbox        the bounded queue of one connection: one write a tick
+    replay        subscribe and resume: pages from the store, joins fan-out's live set
+
+Around it:
+
+    relay         the composition root; `assembly` builds the handlers
+    registry      the live connections, for pushes, revocation and drain
+    heartbeat     pings, silence, slow readers, tokens that run out
+    credentials   passwords, access and refresh tokens; `token_keys` signs them, `keys` checks users' keys
+    limits        token buckets, login back-off
+    announcer     tells other relays what has no table behind it
+    janitor       removes what has expired
+    embedded      the PostgreSQL that comes along
+    operators     metrics and health; `metrics`, `logs`
+    config        settings; `errors` is what clients are told
+    cli           the command line; `commands/` and `admin` are what it does
+
+Imports point downwards only; `make lint` says so.
+"""
 
 __version__ = "0.1.0"
