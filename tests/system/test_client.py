@@ -1,6 +1,7 @@
 """The Python client against whole relays on a real database, over wires that are cut."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -515,3 +516,29 @@ async def test_what_a_group_ends_with(migrated_database: str) -> None:
         await bobs.delete()
         assert (await take_until(bob, GroupGone)).reason == "deleted"
         assert await bob.groups() == []
+
+
+async def test_the_readmes_example_works_as_it_stands(migrated_database: str) -> None:
+    readme = Path(__file__).parents[2] / "clients" / "python" / "README.md"
+    example = readme.read_text().split("```python\n")[1].split("```")[0]
+    async with running_relay(migrated_database) as relay:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            example.replace("ws://127.0.0.1:8765", relay.url),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await soon(process.communicate())
+    assert said.decode().splitlines() == ["2 Where shall we meet?", "3 On Mars, as always."]
+
+
+async def test_the_demo_keeps_its_promises() -> None:
+    demo = Path(__file__).parents[2] / "examples" / "demo.py"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, demo, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    async with asyncio.timeout(90):
+        said, _ = await process.communicate()
+    assert process.returncode == 0, said.decode()
+    assert "holes 0" in said.decode()
