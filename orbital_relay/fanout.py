@@ -271,7 +271,10 @@ class Fanout:
         self._let_go(channel, batch[-1].event)
 
     def _let_go(self, channel: Channel, event: Event) -> None:
-        """Drop the subscriptions of a user who is no longer a member after this event."""
+        """Drop the subscriptions of a user who is no longer a member after this event; all, where the group is gone."""
+        if event.kind == Kind.GROUP_DELETED:
+            self._finish(channel)
+            return
         departed = _departed(event)
         if departed is None:
             return
