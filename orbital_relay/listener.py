@@ -7,6 +7,7 @@ that are connected: a lost notification costs a delay, never an event.
 """
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -78,8 +79,8 @@ class Listener:
         while True:
             try:
                 await self._listen()
-            except (TimeoutError, *DATABASE_AWAY) as error:
-                if self.is_up:
+            except (TimeoutError, RequestError, asyncpg.PostgresError, *DATABASE_AWAY) as error:
+                if self.is_up or not failures:
                     logger.warning("listener.lost", exc_info=error)
             self._set_up(False)
             await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
@@ -104,9 +105,14 @@ class Listener:
             connection.terminate()
 
     async def _echo_forever(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        """Return once the connection is deaf; raise what a lost one raises, as soon as that is known."""
+        lost = asyncio.Event()
+        connection.add_termination_listener(lambda _: lost.set())
         while True:
-            await live_store.notify(connection, hints.echo(self._relay_hex, secrets.token_hex(8)))
-            await asyncio.sleep(self._echo_s)
+            async with asyncio.timeout(self._echo_s * _ECHOES_MISSED):
+                await live_store.notify(connection, hints.echo(self._relay_hex, secrets.token_hex(8)))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(lost.wait(), self._echo_s)
             deaf_s = time.monotonic() - self._heard_at
             if deaf_s > self._echo_s * _ECHOES_MISSED:
                 logger.warning("listener.deaf", duration_ms=round(deaf_s * 1000))
@@ -138,13 +144,16 @@ class Listener:
             await asyncio.sleep(self._sweep_s)
             try:
                 await self._sweep("sweep")
-            except RequestError:
+            except (RequestError, asyncpg.PostgresError):
                 continue  # the database is away: the next sweep finds what this one would have
 
     async def _sweep(self, source: WakeSource) -> None:
-        """Look at the heads of all groups with subscribers here, and at the sessions that are connected here."""
+        """Look at the heads of all groups with subscribers here, and at the sessions that are connected here.
+
+        One look is taken even where there are none: so it is known whether the database answers.
+        """
         groups = self._hears.groups()
-        for start in range(0, len(groups), _SWEEP_GROUPS):
+        for start in range(0, max(1, len(groups)), _SWEEP_GROUPS):
             async with self._database.connection() as connection:
                 heads = await event_store.read_heads(connection, groups[start : start + _SWEEP_GROUPS])
             for head in heads:
