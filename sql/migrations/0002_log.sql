@@ -25,13 +25,13 @@ ALTER TABLE threads
     ADD COLUMN erased_at TIMESTAMPTZ;
 CREATE INDEX idx_threads_group_seq ON threads(group_id, seq);
 
--- A reply's group_id needs no foreign key: its thread has one, and the append function checks that they agree.
+-- A reply's group_id needs no foreign key: its thread has one, and the append function checks that they agree. Nor an
+-- index with seq: the log is read through events, a thread's replies through (thread_id, seq).
 ALTER TABLE replies
     ADD COLUMN group_id UUID NOT NULL,
     ADD COLUMN seq BIGINT NOT NULL,
     ADD COLUMN key_epoch INTEGER NOT NULL,
     ADD COLUMN erased_at TIMESTAMPTZ;
-CREATE INDEX idx_replies_group_seq ON replies(group_id, seq);
 CREATE INDEX idx_replies_thread_seq ON replies(thread_id, seq);
 
 ALTER TABLE media
@@ -51,7 +51,6 @@ CREATE TABLE annotations (
     key_epoch INTEGER NOT NULL,
     erased_at TIMESTAMPTZ
 );
-CREATE INDEX idx_annotations_group_seq ON annotations(group_id, seq);
 CREATE INDEX idx_annotations_author ON annotations(author_id);
 
 -- The row whose lock orders a group's log. It stays as a tombstone when the group is deleted, hence no foreign key:
@@ -235,7 +234,6 @@ DROP TABLE annotations;
 DROP INDEX idx_media_group_seq;
 ALTER TABLE media DROP COLUMN group_id, DROP COLUMN seq, DROP COLUMN key_epoch;
 DROP INDEX idx_replies_thread_seq;
-DROP INDEX idx_replies_group_seq;
 ALTER TABLE replies DROP COLUMN group_id, DROP COLUMN seq, DROP COLUMN key_epoch, DROP COLUMN erased_at;
 DROP INDEX idx_threads_group_seq;
 ALTER TABLE threads DROP COLUMN seq, DROP COLUMN key_epoch, DROP COLUMN erased_at;

@@ -147,8 +147,11 @@ def place_in_log(table: str) -> dict[Fact, Difference]:
     return {
         **column(table, "seq", "bigint NOT NULL", "where it stands in its group's log; pages are cut by it"),
         **column(table, "key_epoch", "integer NOT NULL", "the generation of the group's key that it is sealed under"),
-        **index(table, f"idx_{table}_group_seq", "group_id, seq", "a page of a group's log, without sorting"),
     }
+
+
+def paged_by_group(table: str) -> dict[Fact, Difference]:
+    return index(table, f"idx_{table}_group_seq", "group_id, seq", "a page of a group's own, without sorting")
 
 
 def erasable(table: str) -> dict[Fact, Difference]:
@@ -182,6 +185,7 @@ DIFFERENCES: Final[dict[Fact, Difference]] = {
     **generated_id("threads"),
     **nullable_author("threads"),
     **place_in_log("threads"),
+    **paged_by_group("threads"),
     **erasable("threads"),
     **generated_id("replies"),
     **nullable_author("replies"),
@@ -193,6 +197,7 @@ DIFFERENCES: Final[dict[Fact, Difference]] = {
     **nullable_author("media"),
     **column("media", "group_id", "uuid NOT NULL", IN_WHICH_GROUP),
     **place_in_log("media"),
+    **paged_by_group("media"),
 }
 
 
