@@ -47,6 +47,7 @@ bench: $(VENV)/.installed ## ingest, fan-out and latency, a JSON line each
 
 docs: $(VENV)/.installed ## write the generated documents again
 	$(BIN)/python protocol/generate.py
+	$(BIN)/python docs/generate.py
 
 migrations: $(VENV)/.installed ## which migrations the database has
 	@$(BIN)/orbital-relay migrate status

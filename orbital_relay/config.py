@@ -358,10 +358,13 @@ class Documented(NamedTuple):
 
 def reference() -> list[Documented]:
     """List every setting there is."""
-    return [
-        Documented(key, _text(field.default), str(field.description), _allowed(key).removeprefix("must be "))
-        for key, field in ((key, Settings.model_fields[key]) for key in _fields())
-    ]
+    return [_documented(key) for key in _fields()]
+
+
+def _documented(key: str) -> Documented:
+    field = Settings.model_fields[key]
+    allowed = _allowed(key).removeprefix("must be ").removesuffix(f": {field.description}")
+    return Documented(key, _text(field.default), str(field.description), allowed)
 
 
 def warnings(settings: Settings) -> list[str]:

@@ -1,0 +1,72 @@
+"""The documents say what the code says, and their links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from typer.core import TyperGroup
+
+from docs.generate import OPERATIONS, operations
+from orbital_relay import cli
+from orbital_relay.store.queries import sql_dir
+
+ROOT = Path(__file__).parents[2]
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+DOCUMENTS = sorted(
+    path
+    for folder in (ROOT, ROOT / "docs", ROOT / "protocol", ROOT / "clients", ROOT / "deploy", ROOT / "bench")
+    for path in (folder.glob("*.md") if folder == ROOT else folder.rglob("*.md"))
+    if "seed" not in path.parts
+)
+
+
+def test_the_generated_parts_of_the_operators_page_are_up_to_date() -> None:
+    text = OPERATIONS.read_text(encoding="utf-8")
+    assert operations(text) == text, "run `make docs`"
+
+
+def commands() -> set[str]:
+    """Every command there is, as it is typed."""
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, TyperGroup)
+    found = set()
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            found |= {f"orbital-relay {name} {inner}" for inner in command.commands}
+        else:
+            found.add(f"orbital-relay {name}")
+    return found
+
+
+def test_the_table_of_commands_has_each_of_them() -> None:
+    table = OPERATIONS.read_text(encoding="utf-8").partition("## Command line")[2]
+    listed = set()
+    for cell in re.findall(r"^\| (`orbital-relay.*?) \|", table, re.MULTILINE):
+        first, *others = re.findall(r"`([^`]+)`", cell)
+        listed |= {first, *(f"{first.rpartition(' ')[0]} {other}" for other in others)}
+    assert listed == commands()
+
+
+def test_every_monitoring_query_is_on_the_operators_page() -> None:
+    section = OPERATIONS.read_text(encoding="utf-8").partition("## What the database tells")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(\w+\.sql)`", section)) == {path.name for path in (sql_dir() / "monitoring").glob("*.sql")}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target}
+    assert [target for target in targets if target and not (path.parent / target).exists()] == []
+
+
+def test_every_test_that_the_architecture_names_is_there() -> None:
+    """Backticked paths, and names of tests in the file that was named last."""
+    file, missing = ROOT, []
+    for path, name in re.findall(
+        r"`(tests/[\w/]+(?:\.py|/))?(?:::)?(test_\w+)?`", ARCHITECTURE.read_text(encoding="utf-8")
+    ):
+        file = ROOT / path if path else file
+        if not file.exists() or (name and f"def {name}(" not in file.read_text(encoding="utf-8")):
+            missing.append(f"{path}::{name}")
+    assert missing == []
