@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from docs.generate import OPERATIONS, operations
+from docs.generate import LOG_EVENTS, OPERATIONS, log_events, operations
 from orbital_relay import cli
 from orbital_relay.store.queries import sql_dir
 
@@ -21,9 +21,10 @@ DOCUMENTS = sorted(
 )
 
 
-def test_the_generated_parts_of_the_operators_page_are_up_to_date() -> None:
-    text = OPERATIONS.read_text(encoding="utf-8")
-    assert operations(text) == text, "run `make docs`"
+def test_the_generated_tables_are_up_to_date() -> None:
+    for page, write in ((OPERATIONS, operations), (LOG_EVENTS, log_events)):
+        text = page.read_text(encoding="utf-8")
+        assert write(text) == text, "run `make docs`"
 
 
 def commands() -> set[str]:
