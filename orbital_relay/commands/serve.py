@@ -9,15 +9,12 @@ from typing import Annotated, Any
 
 import typer
 import uvloop
-from rich.console import Console
 
 from orbital_relay import __version__, logs
 from orbital_relay.commands.options import ConfigOption, SetOption, settings_from
 from orbital_relay.config import Settings
 from orbital_relay.errors import StartupError
 from orbital_relay.relay import Listening, Relay
-
-out = Console(highlight=False, soft_wrap=True)
 
 
 def serve(  # noqa: PLR0913  one parameter a flag
@@ -82,7 +79,12 @@ def _welcome(settings: Settings, listening: Listening) -> None:
         return
     scheme = "ws" if settings.tls_cert is None else "wss"
     store = "PostgreSQL of yours" if settings.database_url else f"embedded PostgreSQL in {settings.data_dir}"
-    out.print(f"\n[bold]Orbital relay {__version__}[/bold]   {store}")
-    out.print(f"  clients    [cyan]{scheme}://{settings.listen_host}:{listening.port}[/cyan]")
-    out.print(f"  operators  [cyan]http://{settings.operators_host}:{listening.operators_port}/metrics[/cyan]")
-    out.print("  next       [green]make demo[/green] in another terminal; Ctrl-C drains and stops\n")
+    host = settings.listen_host
+    typer.echo(f"\n{typer.style(f'Orbital relay {__version__}', bold=True)}   {store}")
+    for label, what, color in (
+        ("clients", f"{scheme}://{host}:{listening.port}", "cyan"),
+        ("operators", f"http://{settings.operators_host}:{listening.operators_port}/metrics", "cyan"),
+        ("next", "make demo", "green"),
+    ):
+        after = " in another terminal; Ctrl-C drains and stops\n" if label == "next" else ""
+        typer.echo(f"  {label:<10} {typer.style(what, fg=color)}{after}")

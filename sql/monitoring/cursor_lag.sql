@@ -1,5 +1,5 @@
 -- How far named cursors (bots' places, read marks) are behind their group's head. What a live subscriber lacks is in no
--- table: the relay's metrics orbital_delivery_seconds and orbital_outbox_bytes tell of that.
+-- table: the relay's metric orbital_outbox_bytes tells of that.
 SELECT u.username, u.is_bot, c.group_id, c.name, c.seq, h.last_seq, h.last_seq - c.seq AS behind, c.updated_at
 FROM cursors c
 JOIN users u ON u.id = c.user_id

@@ -602,6 +602,7 @@ async def test_tail_shows_lines_as_they_come() -> None:
 # ── the embedded database ───────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.timeout(180)
 async def test_commands_work_on_the_embedded_database_whether_a_relay_runs_or_not(tmp_path: Path) -> None:
     directory = open_directory()
     ran = await orbital_process("user", "list", data_dir=directory)
