@@ -42,17 +42,32 @@ class RunningRelay:
         """Send the process a signal."""
         self.process.send_signal(number)
 
-    async def logged(self, event: str, *, limit_s: float = 10) -> dict[str, Any]:
-        """Wait until an event of this name is in the log, and return it."""
+    async def logged(self, event: str, *, limit_s: float = 10, **fields: Any) -> dict[str, Any]:
+        """Wait until an event of this name, with these fields, is in the log, and return it."""
+        wanted = {"event": event, **fields}
 
         def found() -> dict[str, Any] | None:
-            return next((line for line in self.log if line.get("event") == event), None)
+            return next((line for line in self.log if wanted.items() <= line.items()), None)
 
         async with asyncio.timeout(limit_s), self.changed:
             await self.changed.wait_for(lambda: found() is not None)
         line = found()
         assert line is not None
         return line
+
+    def resident_kib(self) -> int:
+        """How much memory the process has."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")))
+
+    async def metric(self, name: str) -> float:
+        """A sample of the process's metrics, by its name with labels; 0 where there is none yet."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.operators_port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: relay\r\n\r\n")
+        async with asyncio.timeout(START_LIMIT_S):
+            text = (await reader.read()).decode()
+        writer.close()
+        return next((float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name + " ")), 0)
 
     async def _read_log(self, stream: asyncio.StreamReader) -> None:
         while raw := await stream.readline():

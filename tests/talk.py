@@ -7,6 +7,7 @@ async with talking(relay.url, await token_of(connection, ann)) as ann_talks:
 
 import asyncio
 import itertools
+import os
 import secrets
 import time
 from collections import deque
@@ -19,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 
 from orbital_protocol import SUBPROTOCOL, ZERO_HASH, codec, frames
 from orbital_protocol.chain import event_hash
-from orbital_protocol.frames import REQUESTS, Error, Event, Ok, Push, Request
+from orbital_protocol.frames import REQUESTS, Error, Event, Ok, Push, Request, SubscribeGroup
 from orbital_relay.config import TokenKey
 from orbital_relay.credentials import Access, AccessTokens
 from orbital_relay.store.pool import Connection
@@ -187,6 +188,40 @@ async def token_of(connection: Connection, person: Person, *, life_s: int = 3600
     epoch = await connection.fetchval("SELECT token_epoch FROM users WHERE id = $1", person.user_id)
     access = Access(person.user_id, session_id, epoch, (int(time.time()) + life_s) * 1_000_000)
     return AccessTokens([TokenKey.parse(TOKEN_KEY)]).sign(access, time.time_ns() // 1000)
+
+
+async def subscribe(talk: Talk, group_id: bytes, seq: int | None = None, hash_: bytes | None = None) -> str:
+    """Subscribe to a group; the status."""
+    answer = await talk.ask(
+        frames.Subscribe, groups=[SubscribeGroup(group_id=group_id, after_seq=seq, after_hash=hash_)]
+    )
+    return str(answer.groups[0].status)
+
+
+async def post_thread(talk: Talk, group_id: bytes) -> tuple[bytes, frames.PostOk]:
+    """Post a thread; its id and the answer."""
+    thread_id = new_id()
+    answer = await talk.ask(
+        frames.ThreadPost,
+        group_id=group_id,
+        key_epoch=1,
+        thread_id=thread_id,
+        encrypted_title=os.urandom(40),
+        encrypted_body=os.urandom(300),
+    )
+    return thread_id, answer
+
+
+def reply(talk: Talk, group_id: bytes, thread_id: bytes, body: bytes = b"ciphertext") -> frames.ReplyPost:
+    """A reply, to be sent."""
+    return frames.ReplyPost(
+        id=talk.next_id(),
+        group_id=group_id,
+        key_epoch=1,
+        thread_id=thread_id,
+        reply_id=new_id(),
+        encrypted_body=body,
+    )
 
 
 def check_steps(events: list[Event]) -> None:

@@ -17,7 +17,7 @@ from orbital_protocol.statements import MemberRemoved, MemberRole
 from orbital_relay.store.pool import Connection
 from tests.people import Person, connected, enroll, found_group, new_id, says
 from tests.relays import RunningRelay, running_relay
-from tests.talk import Refused, Talk, check_steps, talking, token_of
+from tests.talk import Refused, Talk, check_steps, post_thread, reply, subscribe, talking, token_of
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -47,37 +47,6 @@ async def scene(migrated_database: str) -> AsyncIterator[Scene]:
         ann, bob, cleo = [await enroll(connection, name) for name in ("ann", "bob", "cleo")]
         group_id = await found_group(connection, ann, bob, cleo)
         yield Scene(first, second, connection, ann, bob, cleo, group_id)
-
-
-async def subscribe(talk: Talk, group_id: bytes, seq: int | None = None, hash_: bytes | None = None) -> str:
-    answer = await talk.ask(
-        frames.Subscribe, groups=[SubscribeGroup(group_id=group_id, after_seq=seq, after_hash=hash_)]
-    )
-    return str(answer.groups[0].status)
-
-
-async def post_thread(talk: Talk, group_id: bytes) -> tuple[bytes, frames.PostOk]:
-    thread_id = new_id()
-    answer = await talk.ask(
-        frames.ThreadPost,
-        group_id=group_id,
-        key_epoch=1,
-        thread_id=thread_id,
-        encrypted_title=os.urandom(40),
-        encrypted_body=os.urandom(300),
-    )
-    return thread_id, answer
-
-
-def reply(talk: Talk, group_id: bytes, thread_id: bytes, body: bytes = b"ciphertext") -> frames.ReplyPost:
-    return frames.ReplyPost(
-        id=talk.next_id(),
-        group_id=group_id,
-        key_epoch=1,
-        thread_id=thread_id,
-        reply_id=new_id(),
-        encrypted_body=body,
-    )
 
 
 # ── 1. one answer per request id; pushes of one group never overtake one another ────────────────────────────────────
