@@ -61,7 +61,10 @@ class Reactions:
                 self._registry.push_to_users(user_ids, push)
 
     def _revoke(self, hint: hints.Revoke) -> None:
-        code = CloseCode(hint.close_code)
+        try:
+            code = CloseCode(hint.close_code)
+        except ValueError:  # a later relay's
+            code = CloseCode.REVOKED
         if hint.subject == "user":
             self._registry.end_user(hint.subject_id, code)
         else:

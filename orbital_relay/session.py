@@ -49,6 +49,7 @@ from orbital_relay.writer import Writer
 logger = logs.get()
 
 _AUTHENTICATING: Final = (Register, Login, Authenticate, Refresh)
+_FRAMES_A_TURN: Final = 64
 _REFUSALS: Final = 200  # frames that come too soon, at once
 _REFUSALS_A_SECOND: Final = 1  # and in the long run, before the connection is closed
 _CLOSE_TIMEOUT_S: Final = 5
@@ -204,8 +205,10 @@ class Session:
             self.close_now(CloseCode.PROTOCOL_ERROR)
             return
         try:
-            for raw in codec.split(message) if message else (memoryview(b""),):
+            for number, raw in enumerate(codec.split(message) if message else (memoryview(b""),), 1):
                 await self._take(raw)
+                if not number % _FRAMES_A_TURN:
+                    await asyncio.sleep(0)
         except codec.Undecodable:
             logger.info("frame.rejected", session=self.connection_id, address=self.address, code="undecodable")
             self.close_now(CloseCode.PROTOCOL_ERROR)
