@@ -14,8 +14,19 @@ from orbital_protocol import statements
 from orbital_protocol.chain import control_content_hash
 from orbital_protocol.codes import History
 from orbital_protocol.frames import ControlOk, ControlRequest, ErrorDetails, Event
-from orbital_protocol.statements import MAX_STATEMENT_BYTES, Statement, StatementError, kind_of
-from orbital_relay import policy
+from orbital_protocol.statements import (
+    MAX_STATEMENT_BYTES,
+    GroupCreated,
+    GroupDeleted,
+    InviteCreated,
+    MemberJoined,
+    MemberLeft,
+    MemberRemoved,
+    Statement,
+    StatementError,
+    kind_of,
+)
+from orbital_relay import logs, policy
 from orbital_relay.caller import Caller, Peer, require_caller
 from orbital_relay.errors import BadArgument, Forbidden, IdConflict, NotFound, Overloaded, Unauthenticated, Unavailable
 from orbital_relay.fanout import Publisher
@@ -23,6 +34,8 @@ from orbital_relay.store import control as store
 from orbital_relay.store.control import Head, Logged, Member, Standing
 from orbital_relay.store.pool import Connection, Database
 from orbital_relay.store.retries import retried
+
+logger = logs.get()
 
 S = TypeVar("S", bound=Statement)
 
@@ -113,6 +126,7 @@ class Control:
             outcome = replace(await retried(attempt), duplicate=False)
         if not outcome.duplicate:
             self._publisher.publish([_event_of(signed, outcome.logged)])
+            _log(signed.statement, outcome.logged.seq)
         return outcome
 
     async def _attempt(self, signed: Signed[S], change: Step[S], gate: Step[S]) -> Outcome:
@@ -184,6 +198,27 @@ def answer(request: ControlRequest, outcome: Outcome) -> ControlOk:
         key_epoch=logged.key_epoch,
         duplicate=outcome.duplicate,
     )
+
+
+def _log(statement: Statement, seq: int) -> None:
+    """Tell operators what changes who is where; posts, names and keys are none of their business."""
+    group, user = statement.group_id, statement.actor_id
+    match statement:
+        case GroupCreated():
+            logger.info("group.created", group=group, user=user)
+        case GroupDeleted():
+            logger.info("group.deleted", group=group, user=user, seq=seq)
+        case MemberJoined():
+            logger.info("member.joined", group=group, user=user, member=statement.user_id, seq=seq)
+        case MemberLeft():
+            logger.info("member.removed", group=group, user=user, member=user, reason="left", seq=seq)
+        case MemberRemoved():
+            reason = "banned" if statement.ban else "removed"
+            logger.info("member.removed", group=group, user=user, member=statement.user_id, reason=reason, seq=seq)
+        case InviteCreated():
+            logger.info("invite.created", group=group, user=user, invite=statement.invite_id, seq=seq)
+        case _:
+            pass
 
 
 def _event_of(signed: Signed[S], logged: Logged) -> Event:

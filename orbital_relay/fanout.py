@@ -7,6 +7,7 @@ is full goes back to replay.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
@@ -268,6 +269,7 @@ class Fanout:
             if not handed % _SOCKETS_A_TURN:
                 await asyncio.sleep(0)
         self._metrics.events_delivered.inc(handed * len(batch))
+        self._metrics.delivery_seconds.observe(time.monotonic() - batch[0].made_at)
         self._let_go(channel, batch[-1].event)
 
     def _let_go(self, channel: Channel, event: Event) -> None:

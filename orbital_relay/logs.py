@@ -49,16 +49,13 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "relay.listening": Event(
             "info", "The relay takes connections.", ("host", "port", "operators_host", "operators_port")
         ),
-        "relay.ready": Event("info", "Everything is up; `duration_ms` since the start.", ("duration_ms",)),
         "relay.draining": Event("info", "The relay stops in order.", ("reason", "count")),
         "relay.stopped": Event("info", "The relay has stopped; `duration_ms` of draining.", ("duration_ms",)),
         "config.warning": Event("warning", "A setting is allowed but rarely meant.", ("message",)),
-        "database.embedded.started": Event(
-            "info", "The embedded PostgreSQL runs.", ("version", "pid", "path", "duration_ms")
-        ),
+        "database.embedded.started": Event("info", "The embedded PostgreSQL runs.", ("path", "duration_ms")),
         "database.embedded.stopped": Event("info", "The embedded PostgreSQL has stopped.", ("duration_ms",)),
         "database.unavailable": Event("warning", "The database does not answer; requests get `unavailable`."),
-        "database.recovered": Event("info", "The database answers again; `duration_ms` of absence.", ("duration_ms",)),
+        "database.recovered": Event("info", "The database answers again."),
         "migration.applied": Event("info", "A migration was carried out.", ("migration", "direction", "duration_ms")),
         "connection.opened": Event("info", "A WebSocket was accepted.", ("address", "origin")),
         "connection.closed": Event("info", "A WebSocket ended.", ("address", "close_code", "duration_ms")),
@@ -79,14 +76,12 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "listener.connected": Event("info", "The listener hears notifications."),
         "listener.lost": Event("warning", "The listener's connection broke; it reconnects."),
         "listener.deaf": Event("warning", "The listener missed its own echo; it reconnects.", ("duration_ms",)),
-        "sweep.moved": Event("info", "The sweep found heads that no notification had told of.", ("count",)),
         "append.failed": Event("error", "A batch was not written; its requests were told so.", ("lane", "count")),
         "append.retried": Event(
             "warning", "A batch's fate is unknown; it is appended again, which is safe.", ("lane", "count")
         ),
         "append.split": Event("warning", "A batch failed whole and is tried in halves.", ("lane", "count")),
         "slow_consumer.closed": Event("warning", "A session drained nothing and was cut.", ("bytes", "duration_ms")),
-        "replay.started": Event("debug", "A replay begins after `seq`.", ("seq",)),
         "token.reuse": Event("warning", "A used refresh token came back; its session is revoked.", ("address",)),
         "operators.request": Event("debug", "The operators' port was asked.", ("path", "status")),
         "janitor.failed": Event("warning", "A sweep of expired rows broke off; the next one goes on."),

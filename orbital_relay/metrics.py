@@ -57,7 +57,10 @@ class Metrics:
             "orbital_append_seconds", "From a batch's start to its commit.", buckets=_APPEND_SECONDS, registry=registry
         )
         self.delivery_seconds = Histogram(
-            "orbital_delivery_seconds", "From commit to socket.", buckets=_DELIVERY_SECONDS, registry=registry
+            "orbital_delivery_seconds",
+            "From a commit here, or its reading from the store, to the sockets: a batch's first event.",
+            buckets=_DELIVERY_SECONDS,
+            registry=registry,
         )
         self.events_delivered = counter("orbital_events_delivered", "Events handed to sockets.")
         self.outbox_bytes = gauge("orbital_outbox_bytes", "Bytes that wait in all outboxes.")

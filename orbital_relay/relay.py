@@ -101,10 +101,7 @@ class Relay:
         settings = self._settings
         dsn = settings.database_url
         if dsn is None:
-            embedded = EmbeddedPostgres(settings.postgres_dir)
-            stack.push_async_callback(embedded.stop)
-            dsn = await embedded.start()
-            self._embedded = embedded
+            dsn = await self._start_embedded(stack)
             for migration in await migrate.upgrade(dsn):
                 logger.info("migration.applied", migration=migration, direction="up")
         else:
@@ -118,6 +115,24 @@ class Relay:
             acquire_timeout_s=settings.acquire_timeout_s,
             statement_timeout_s=settings.statement_timeout_s,
         )
+
+    async def _start_embedded(self, stack: AsyncExitStack) -> str:
+        started = time.monotonic()
+        embedded = EmbeddedPostgres(self._settings.postgres_dir)
+        stack.push_async_callback(self._stop_embedded, embedded)
+        dsn = await embedded.start()
+        self._embedded = embedded
+        logger.info(
+            "database.embedded.started",
+            path=str(self._settings.postgres_dir),
+            duration_ms=round((time.monotonic() - started) * 1000),
+        )
+        return dsn
+
+    async def _stop_embedded(self, embedded: EmbeddedPostgres) -> None:
+        started = time.monotonic()
+        await embedded.stop()
+        logger.info("database.embedded.stopped", duration_ms=round((time.monotonic() - started) * 1000))
 
     async def _open(self, database: Database) -> Sequence[TokenKey]:
         """Open the pool, and agree with the other relays on the keys that sign tokens."""

@@ -3,6 +3,7 @@
 What falls out of the ring, or was committed on another relay, fan-out reads from the store.
 """
 
+import time
 from collections import OrderedDict
 
 from msgspec.structs import replace
@@ -19,10 +20,11 @@ CONTENT_KINDS = frozenset({Kind.THREAD_POSTED, Kind.REPLY_POSTED, Kind.ANNOTATIO
 class Entry:
     """One event, with its bytes as a frame and, made when first asked for, the bytes of its header."""
 
-    __slots__ = ("_header", "event", "frame")
+    __slots__ = ("_header", "event", "frame", "made_at")
 
     def __init__(self, event: Event) -> None:
         self.event = event
+        self.made_at = time.monotonic()
         self.frame = codec.encode(event)
         self._header: bytes | None = None
 

@@ -144,9 +144,13 @@ class Database:
         self._note(up=True)
 
     def _note(self, *, up: bool) -> None:
-        if up != self.is_up:
-            self.is_up = up
-            (logger.info if up else logger.warning)("database.recovered" if up else "database.unavailable")
+        if up == self.is_up:
+            return
+        self.is_up = up
+        if up:
+            logger.info("database.recovered")
+        else:
+            logger.warning("database.unavailable")
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
