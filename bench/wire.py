@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
+
 from bench.people import Place, new_id
 from orbital_protocol import SUBPROTOCOL, ZERO_HASH, ZERO_ID, codec
 from orbital_protocol.codes import Kind
@@ -146,6 +148,11 @@ class EventShape:
         """Bytes of the event with this number."""
         return self._size + width(seq)
 
+    def message_of(self, seq: int) -> tuple[int, int, bytes]:
+        """How long a WebSocket message with this event alone is, and which bytes stand where in it for its number."""
+        header = len(masked(bytes(self.size(seq)))) - len(_ZERO_MASK) - self.size(seq)
+        return header + self.size(seq), header + self.seq_at, msgspec.msgpack.encode(seq)
+
     def last_of(self, first: int, payload: int) -> int:
         """The number of the last event in a message of so many bytes; raise ValueError if they don't come out even."""
         each = self.size(first)
@@ -206,6 +213,11 @@ class Follower:
                     return
                 self._begin(read_integer(data, payload_at + self._shape.seq_at), payload)
                 at = payload_at
+
+    @property
+    def is_between_messages(self) -> bool:
+        """Whether what comes next is a message's first byte."""
+        return not self._left and not self._cut
 
     def _begin(self, first: int, payload: int) -> None:
         if first != self.seq + 1:
