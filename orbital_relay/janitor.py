@@ -19,7 +19,10 @@ _SWEEPS: Final = {
     "join_requests": query("sweep_join_requests"),
     "bot_tokens": query("sweep_bot_tokens"),
 }
+_FREE_QUEUE: Final = query("free_notification_queue")
 _BATCH: Final = 1_000
+_QUEUE_USAGE: Final = 0.25
+_SILENT_S: Final = 60.0
 
 logger = logs.get()
 
@@ -46,6 +49,7 @@ class Janitor:
         while True:
             try:
                 await self.sweep()
+                await self.free_queue()
             except (RequestError, asyncpg.PostgresError) as error:
                 # The database is away or busy, and what is left to do waits; a defect in a query is there to be read.
                 logger.warning("janitor.failed", exc_info=error)
@@ -54,6 +58,14 @@ class Janitor:
     async def sweep(self) -> Swept:
         """Delete what is out of date; nothing where another relay is at it."""
         return Swept(**{kind: await self._sweep(kind, statement) for kind, statement in _SWEEPS.items()})
+
+    async def free_queue(self, usage: float = _QUEUE_USAGE, silent_s: float = _SILENT_S) -> int:
+        """Cut off listeners that sleep while more than this share of the notification queue is used: how many."""
+        async with self._database.connection() as connection:
+            laggards = len(await connection.fetch(_FREE_QUEUE, usage, silent_s))
+        if laggards:
+            logger.warning("janitor.laggard", count=laggards)
+        return laggards
 
     async def _sweep(self, kind: str, statement: str) -> int:
         started, total = time.monotonic(), 0

@@ -67,7 +67,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "account.deleted": Event("info", "A user was deleted; `count` groups with it.", ("count",)),
         "session.failed": Event("error", "A connection's own loop failed, a defect; it closes 4006.", ("address",)),
         "request.failed": Event("error", "A request got `internal`: a defect.", ("request", "duration_ms")),
-        "frame.rejected": Event("info", "A frame was not what the protocol says.", ("request", "code", "address")),
+        "frame.rejected": Event(
+            "info", "A connection's first frame that was not what the protocol says.", ("request", "code", "address")
+        ),
         "group.created": Event("info", "A group was made."),
         "group.deleted": Event("info", "A group was deleted.", ("seq",)),
         "member.joined": Event("info", "A user became a member.", ("member", "seq")),
@@ -84,6 +86,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "slow_consumer.closed": Event("warning", "A session drained nothing and was cut.", ("bytes", "duration_ms")),
         "token.reuse": Event("warning", "A used refresh token came back; its session is revoked.", ("address",)),
         "operators.request": Event("debug", "The operators' port was asked.", ("path", "status")),
+        "janitor.laggard": Event(
+            "warning", "Listeners that slept while the notification queue filled were cut off.", ("count",)
+        ),
         "janitor.failed": Event("warning", "A sweep of expired rows broke off; the next one goes on."),
         "janitor.swept": Event("info", "Expired rows were removed.", ("kind", "count", "duration_ms")),
         _LIBRARY: Event("warning", "A library had something to say, at this level or above.", ("logger", "message")),

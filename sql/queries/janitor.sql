@@ -24,3 +24,12 @@ DELETE FROM join_requests WHERE request_id IN (
 -- name: sweep_bot_tokens(limit)
 DELETE FROM bot_tokens WHERE token_id IN (
     SELECT token_id FROM bot_tokens WHERE expires_at < clock_timestamp() - INTERVAL '30 days' LIMIT $1);
+
+-- A relay that is frozen reads no notifications, and holds up the queue of all of them: once it is full, every append
+-- fails. A listener that hears sends itself an echo every few seconds; one that has sent nothing for long is frozen.
+-- It listens again when it thaws.
+-- name: free_notification_queue(usage, silent_s)
+SELECT pid FROM pg_stat_activity
+WHERE pg_notification_queue_usage() > $1 AND application_name LIKE 'orbital-relay listener %'
+  AND datname = current_database() AND state_change < clock_timestamp() - $2::DOUBLE PRECISION * INTERVAL '1 second'
+  AND pg_terminate_backend(pid);

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import asyncpg
 import pytest
 import pytest_asyncio
 
 from orbital_relay.errors import Unavailable
 from orbital_relay.janitor import Janitor, Swept
-from orbital_relay.store.pool import Connection, Database, PoolSettings
+from orbital_relay.store.pool import Connection, Database, PoolSettings, connect
 from tests.people import Person, connected, enroll, found_group, new_id
 
 LIMIT_S = 10
@@ -133,3 +134,23 @@ async def test_the_loop_outlives_a_database_that_is_away(
         running.cancel()
         await asyncio.wait({running})
         await database.close()
+
+
+async def test_a_listener_that_sleeps_is_cut_off_when_the_notification_queue_fills(
+    database: Database, migrated_database: str
+) -> None:
+    """The queue holds gigabytes, so the test moves the mark instead: with any usage above -1, every sleeper goes."""
+    settings = PoolSettings(migrated_database)
+    listener = await connect(migrated_database, application_name="orbital-relay listener ab", settings=settings)
+    other = await connect(migrated_database, application_name="orbital-relay lane ab", settings=settings)
+    janitor = Janitor(database)
+    try:
+        assert await janitor.free_queue() == 0
+        assert await janitor.free_queue(usage=-1) == 0, "it has only just spoken"
+        assert await janitor.free_queue(usage=-1, silent_s=0) == 1
+        assert await other.fetchval("SELECT 1") == 1
+        with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+            await listener.fetchval("SELECT 1")
+    finally:
+        listener.terminate()
+        other.terminate()
