@@ -28,6 +28,7 @@ from orbital_client import (
     uuid7,
 )
 from orbital_client.feed import Feed
+from orbital_client.following import Following
 from orbital_protocol import chain
 from orbital_protocol.frames import (
     Error,
@@ -201,6 +202,10 @@ def dropped(log: FakeLog) -> list[Event]:
     return [log.events[0], log.events[2]]
 
 
+def dropped_and_chained_anew(log: FakeLog) -> list[Event]:
+    return [log.events[0], rehashed(log.events[2], log.events[0].hash)]
+
+
 def repeated(log: FakeLog) -> list[Event]:
     return [log.events[0], log.events[0]]
 
@@ -245,6 +250,7 @@ def a_kind_beyond_a_byte(log: FakeLog) -> list[Event]:
     "lie",
     [
         dropped,
+        dropped_and_chained_anew,
         repeated,
         altered,
         altered_and_hashed_anew,
@@ -410,6 +416,40 @@ async def test_an_answer_is_read_however_full_the_inbox_is() -> None:
             while len(events) < 20:
                 events += [item for item in await take(client, 1) if isinstance(item, Event)]
             assert events == log.events
+
+
+async def test_an_answer_that_is_waited_for_already_is_read_too() -> None:
+    async with fake_relay() as relay:
+        log = relay.add_log()
+        async with registered(relay, buffer_bytes=500) as client:
+            await take(client, 1)
+            relay.answers[ThreadPost] = lambda _, request: []
+            posting = asyncio.create_task(client.group(log.group_id).post(title=b"t", body=b"b"))
+            await until(lambda: relay.of(ThreadPost))
+            theirs = await relay.connection()
+            for _ in range(20):
+                await theirs.push(log.reply())
+            await until(lambda: client._feed._inbox.is_full)
+            async with asyncio.timeout(2):  # less than a pause
+                await theirs.push(Error(id=relay.of(ThreadPost)[0].id, code="forbidden", message=""))
+                with pytest.raises(Refused):
+                    await posting
+
+
+def test_a_subscription_is_not_made_again_before_it_has_ended() -> None:
+    """What is on its way of the old one would be taken for the new one's."""
+    log = FakeLog()
+    following = Following()
+    following.follow(log.cursor(0))
+    following.subscribing(following.missing(1))
+    assert following.take_event(log.reply())
+    following.pause()
+    following.unpause()
+    assert not following.take_event(log.reply()), "passed over while the relay still sends"
+    assert following.missing(1) == []
+    assert following.surplus() == [log.group_id]
+    following.ended(following.surplus())
+    assert [group.after_seq for group in following.missing(1)] == [1]
 
 
 async def test_the_inbox_holds_no_more_than_its_bound_and_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

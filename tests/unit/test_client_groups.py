@@ -414,6 +414,23 @@ async def test_members_listed_while_the_group_changes_make_the_right_roster() ->
         assert theirs.said[-1].roster_hash == theirs.expected_roster_hash()
 
 
+async def test_events_that_come_while_catching_up_count_once() -> None:
+    async with in_group(BOB, CLEO) as (theirs, client, group):
+        await take_until(client, Live)
+        await soon(group.update(b"one"))
+        await theirs.relay.connections[0].push(theirs.log.events[-1])
+        owner = client.identity
+        removal = theirs.log.say(owner.sign(theirs.draft(MemberRemoved, owner, user_id=CLEO.user_id, ban=False)))
+        del theirs.roles[CLEO.user_id]
+
+        def pushed_before(connection: FakeConnection, request: Request) -> Iterable[Frame]:
+            return [removal, *theirs.list_events(connection, request)]
+
+        theirs.relay.answers[EventList] = pushed_before
+        await soon(group.update(b"two"))
+        assert theirs.said[-1].roster_hash == theirs.expected_roster_hash()
+
+
 async def test_a_page_that_breaks_the_chain_is_not_built_upon() -> None:
     async with in_group(BOB, CLEO, follow=False) as (theirs, client, group):
         await soon(group.update(b"one"))

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from orbital_client import (
     AccountRefused,
@@ -51,7 +52,9 @@ from orbital_protocol.frames import (
     UserGetOk,
 )
 from tests.unit.client_relay import (
+    HELLO,
     HOUR,
+    LIMITS,
     NOW,
     Answer,
     FakeConnection,
@@ -360,6 +363,23 @@ async def test_a_changed_password_brings_tokens_that_are_kept() -> None:
         assert relay.of(Authenticate)[-1].access_token == "access-2"
 
 
+async def test_a_refresh_that_a_changed_password_overtakes_ends_nothing() -> None:
+    async with fake_relay() as relay:
+        relay.access_lives_us = 800_000
+        relay.answers[Refresh] = silent
+        relay.answers[PasswordChange] = lambda _, request: [relay.session(request.id)]
+        async with registered(relay) as client:
+            await until(lambda: relay.of(Refresh))
+            relay.access_lives_us = HOUR
+            await soon(client.change_password("a password", "another one"))
+            refused_refresh = Error(id=relay.of(Refresh)[0].id, code="credentials_invalid", message="")
+            await relay.connections[0].push(refused_refresh)
+            await get_groups(client)
+            await cut(relay, 1)
+            await take_until(client, Reconnected)
+            assert relay.of(Authenticate)[-1].access_token == "access-2"
+
+
 # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -411,6 +431,23 @@ async def test_what_may_not_be_repeated_is_lost_with_the_connection() -> None:
         with pytest.raises(ConnectionLost):
             await soon(client.group(uuid7()).signal(b"here"))
         assert len(relay.of(SignalSend)) == 1
+
+
+async def test_what_was_never_sent_is_sent_on_the_next_connection() -> None:
+    async with fake_relay() as relay:
+        relay.hello = replace(HELLO, limits=replace(LIMITS, max_in_flight=1))
+        async with registered(relay) as client:
+            await until(lambda: relay.of(Ping))
+            relay.answers[UserGet] = silent
+            relay.answers[SignalSend] = lambda _, request: [Ok(id=request.id)]
+            first_in_line = asyncio.create_task(get(client))
+            await until(lambda: relay.of(UserGet))
+            signalling = asyncio.create_task(client.group(uuid7()).signal(b"here"))
+            await asyncio.sleep(0)
+            relay.answers[UserGet] = found
+            await cut(relay, 1)
+            await soon(asyncio.gather(first_in_line, signalling))
+            assert len(relay.of(SignalSend)) == 1
 
 
 async def test_what_the_relay_puts_off_is_asked_again_after_the_time_it_names() -> None:
@@ -477,6 +514,7 @@ async def test_nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Non
     finally:
         for name in ("websockets.server", "asyncio"):
             logging.getLogger(name).setLevel(logging.NOTSET)
+    assert not [record for record in caplog.records if "websockets" in record.name], "frames hold secrets"
     said = caplog.text
     assert "connecting again" in said
     for secret in ("a password", "access-", "refresh-"):

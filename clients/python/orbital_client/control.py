@@ -126,17 +126,13 @@ class Control:
     async def _load(self) -> Ledger:
         """The ledger from the relay's lists.
 
-        The lists are read one after the other, so what happened meanwhile may be in them already; applying those
-        events once more changes nothing, and what follows the last page is right.
+        The lists are read after the position, so what happened meanwhile may be in them already. A statement on
+        that position is then refused, and applying those events once more changes nothing.
         """
         info = await self._relay.request(GroupGet(id=0, group_id=self._group_id), GroupGetOk)
-        members, head = await self.members()
-        roster = {member.user_id: _entry(member) for member in members}
+        roster = {member.user_id: _entry(member) for member in await self.members()}
         position = Cursor(group_id=self._group_id, seq=info.seq, hash=info.hash)
-        ledger = Ledger(position, key_epoch=info.key_epoch, roster=roster)
-        while ledger.position.seq < head:
-            _walk_on(ledger, await self.page(after_seq=ledger.position.seq))
-        return ledger
+        return Ledger(position, key_epoch=info.key_epoch, roster=roster)
 
     async def _catch_up(self) -> None:
         """Bring the ledger to the log's head."""
@@ -158,8 +154,8 @@ class Control:
         )
         return await self._relay.request(request, EventListOk)
 
-    async def members(self) -> tuple[list[Member], int]:
-        """All members, and the log's seq at the last page."""
+    async def members(self) -> list[Member]:
+        """All members as the relay lists them, page by page."""
         members: list[Member] = []
         while True:
             request = MemberList(
@@ -171,7 +167,7 @@ class Control:
             page = await self._relay.request(request, MemberListOk)
             members += page.members
             if not page.more or not page.members:
-                return members, page.seq
+                return members
 
     def limit(self, wanted: int) -> int:
         return max(1, min(wanted, self._relay.limits.page_limit))

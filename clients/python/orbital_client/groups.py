@@ -227,7 +227,7 @@ class Group:
 
     async def members(self) -> list[Member]:
         """The members as the relay lists them now."""
-        return (await self._control.members())[0]
+        return await self._control.members()
 
     async def get_cursor(self, name: str) -> CursorOk:
         """Where this user's cursor of that name stands, on whichever device it was put."""
