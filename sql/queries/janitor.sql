@@ -29,7 +29,9 @@ DELETE FROM bot_tokens WHERE token_id IN (
 -- fails. A listener that hears sends itself an echo every few seconds; one that has sent nothing for long is frozen.
 -- It listens again when it thaws.
 -- name: free_notification_queue(usage, silent_s)
-SELECT pid FROM pg_stat_activity
-WHERE pg_notification_queue_usage() > $1 AND application_name LIKE 'orbital-relay listener %'
-  AND datname = current_database() AND state_change < clock_timestamp() - $2::DOUBLE PRECISION * INTERVAL '1 second'
-  AND pg_terminate_backend(pid);
+WITH laggards AS MATERIALIZED (
+    SELECT pid FROM pg_stat_activity
+    WHERE pg_notification_queue_usage() > $1 AND application_name LIKE 'orbital-relay listener %'
+      AND datname = current_database() AND state_change < clock_timestamp() - $2::DOUBLE PRECISION * INTERVAL '1 second'
+)
+SELECT pid FROM laggards WHERE pg_terminate_backend(pid);
