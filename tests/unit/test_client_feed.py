@@ -323,6 +323,8 @@ async def test_a_relay_with_another_history_is_stopped_at(status: str, finding: 
             assert (raised.value.group_id, raised.value.seq) == (log.group_id, 1)
             with pytest.raises(finding):
                 client.check(log.group_id)
+            with pytest.raises(finding):
+                await client.follow(log.group_id, after=start)
             (await relay.connection()).cut()
             await take_until(client, Reconnected)
             await until(lambda: [type(request).__name__ for request in relay.requests][-2:] == ["Authenticate", "Ping"])

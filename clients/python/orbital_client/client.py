@@ -315,7 +315,8 @@ class Client:
         return _Events(self._feed)
 
     async def follow(self, group_id: bytes, after: Cursor | None = None) -> None:
-        """Follow a group after a position in its log; None: from now on."""
+        """Follow a group after a position in its log; None: from now on. Raises LogBroken if it can't be trusted."""
+        self.check(group_id)
         if after is None:
             info = await self.group(group_id).info()
             after = Cursor(group_id=group_id, seq=info.seq, hash=info.hash)

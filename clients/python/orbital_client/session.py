@@ -63,7 +63,7 @@ ONCE: Final[frozenset[type[Request]]] = frozenset(
 _REFRESH_MARGIN_S: Final = 60.0
 _STABLE_S: Final = 5.0  # a connection that lived shorter does not count as success: backoff goes on growing
 _LEAST_REFRESH_S: Final = 0.25
-_LOOK_S: Final = 15.0  # how often the relay is asked where the logs stand
+_LOOK_S: Final = 60.0  # how often the relay is asked where the logs stand, which costs it a query
 
 
 class Ask(Protocol):
