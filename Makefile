@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-TYPED := orbital_relay protocol/orbital_protocol clients/python/orbital_client bench
+TYPED := orbital_relay protocol/orbital_protocol clients/python/orbital_client bench examples
 # Tests run in this many processes; each has a PostgreSQL of its own.
 TEST_PROCESSES ?= 2
 # `make test ARGS="tests/unit -k codec"` narrows the run; run, demo and bench hand ARGS on too.
