@@ -1,13 +1,17 @@
 """Somebody who loses connections and comes back, with everything that they ever received of one group."""
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 
 from msgspec.structs import replace
 
-from orbital_protocol import ZERO_HASH, ZERO_ID, frames
+from orbital_protocol import ZERO_HASH, ZERO_ID, frames, statements
 from orbital_protocol.chain import content_hash, control_content_hash, field_hash
+from orbital_protocol.codes import Kind
 from orbital_protocol.frames import Event, Ok, Request, SubscribeGroup
+from orbital_protocol.statements import RosterEntry
+from tests.people import roster_after
 from tests.talk import LIMIT_S, Refused, Talk, check_steps, talking
 
 
@@ -121,3 +125,14 @@ def _content_hash(event: Event) -> bytes:
     fields = [each for each in (event.encrypted_title, event.encrypted_body) if each is not None]
     hashes = event.field_hashes or [field_hash(each) for each in fields]
     return content_hash(event.thread_id or event.target_id or ZERO_ID, hashes)
+
+
+def roster_of(log: Iterable[Event]) -> dict[bytes, RosterEntry]:
+    """The members, as the statements of a whole log tell (and the relay, of accounts that were deleted)."""
+    roster: dict[bytes, RosterEntry] = {}
+    for event in log:
+        if event.statement is not None:
+            roster = roster_after(roster, statements.decode(event.statement))
+        elif event.kind == Kind.MEMBER_LEFT:
+            del roster[event.object_id]
+    return roster
