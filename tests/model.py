@@ -71,7 +71,6 @@ class Post:
 
     author: str
     kind: Kind
-    seq: int
     erased: bool = False
 
 
