@@ -154,6 +154,8 @@ class Subscriptions:
             while self._paging:
                 await self._outbox.wait_low()
                 turn = list(self._paging)[:_GROUPS_A_PAGE]
+                if not turn:
+                    return  # all were ended while there was no room
                 try:
                     page = await self._read(turn)
                 except RequestError:  # away or busy: nothing is lost, only late

@@ -94,6 +94,7 @@ class Session:
         self._barrier: int | None = None  # the request that authenticates
         self._close_code: CloseCode | None = None
         self._is_quiet = False
+        self._has_rejected = False
         rate = services.limits.max_frames_per_second
         self._rate = TokenBucket(rate, 2 * rate, socket.loop.time) if rate else None
         self._patience = TokenBucket(_REFUSALS_A_SECOND, _REFUSALS, socket.loop.time)
@@ -206,17 +207,17 @@ class Session:
             return
         try:
             for number, raw in enumerate(codec.split(message) if message else (memoryview(b""),), 1):
+                if self._is_deaf:
+                    return
                 await self._take(raw)
                 if not number % _FRAMES_A_TURN:
                     await asyncio.sleep(0)
         except codec.Undecodable:
-            logger.info("frame.rejected", session=self.connection_id, address=self.address, code="undecodable")
+            self._log_rejected("undecodable")
             self.close_now(CloseCode.PROTOCOL_ERROR)
 
     async def _take(self, raw: memoryview) -> None:
         """Take one frame, or none (of an empty message, which costs as much). Wait where there is no room for it."""
-        if self._is_deaf:
-            return
         if self._rate is not None and (wait_ms := self._rate.take()):
             self._refuse_rate(raw, wait_ms)
             return
@@ -243,7 +244,7 @@ class Session:
     @property
     def _is_deaf(self) -> bool:
         """Whether frames are dropped: unanswered, so that the client will send them again, elsewhere or later."""
-        return self._is_quiet or self._close_code is not None
+        return self._is_quiet or self._close_code is not None or self._socket.transport.is_closing()
 
     @property
     def _has_room(self) -> bool:
@@ -367,9 +368,15 @@ class Session:
     def _refuse(self, bad: codec.BadFrame) -> None:
         """Answer a frame that is no request, or not now; nothing was opened for it."""
         self._services.metrics.errors[bad.code].inc()
-        logger.info("frame.rejected", session=self.connection_id, address=self.address, code=bad.code)
+        self._log_rejected(bad.code)
         details = None if bad.field is None else ErrorDetails(field=bad.field)
         self.push(Error(id=bad.request_id, code=bad.code, message=str(bad), details=details))
+
+    def _log_rejected(self, code: str) -> None:
+        """Say it of the first one: a connection can't fill the log."""
+        if not self._has_rejected:
+            self._has_rejected = True
+            logger.info("frame.rejected", session=self.connection_id, address=self.address, code=code)
 
     def _refuse_rate(self, raw: memoryview, wait_ms: int) -> None:
         """Answer a frame that comes too soon; whoever goes on regardless is closed."""

@@ -99,6 +99,10 @@ class RawSocket:
     async def ask(self, request: Request) -> Ok:
         """Send a request and read until its answer comes; raise AssertionError for an error."""
         self.send(codec.encode(request))
+        return await self.answer(request)
+
+    async def answer(self, request: Request) -> Ok:
+        """Read until the answer to a request comes that the test has sent itself."""
         answers: list[Ok] = []
         while not answers:
             opcode, payload = await self.receive()
@@ -110,6 +114,8 @@ class RawSocket:
         answers: list[Ok] = []
         if opcode == PING:
             self.pings += 1
+            return answers
+        if opcode == PONG:
             return answers
         assert opcode == BINARY, opcode
         for raw in codec.split(payload):

@@ -60,13 +60,24 @@ class Talk:
 
     def send(self, request: Request) -> "asyncio.Future[Ok]":
         """Send a request now; the future gets its answer (Refused for an error, ConnectionClosed at the end)."""
-        future = asyncio.get_running_loop().create_future()
-        self._answers[request.id] = future
-        self._awaited[request.id] = REQUESTS[type(request)]
+        future = self.expect(request)
         sending = asyncio.create_task(self._send(codec.encode(request), future), name="talk send")
         self._sending.add(sending)
         sending.add_done_callback(self._sending.discard)
         return future
+
+    def expect(self, request: Request) -> "asyncio.Future[Ok]":
+        """The future of the answer to a request that the test sends itself."""
+        future: asyncio.Future[Ok] = asyncio.get_running_loop().create_future()
+        self._answers[request.id] = future
+        self._awaited[request.id] = REQUESTS[type(request)]
+        return future
+
+    def forget(self) -> None:
+        """Forget all pushes so far: they would fill this process."""
+        self.events.clear()
+        self.pushes.clear()
+        self._unheard.clear()
 
     async def _send(self, raw: bytes, future: "asyncio.Future[Ok]") -> None:
         try:

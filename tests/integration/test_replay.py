@@ -181,6 +181,24 @@ async def test_a_group_deleted_while_paging_is_gone(scene: Scene) -> None:
     check_steps(reader.events(group_id))
 
 
+async def test_a_subscription_ended_while_its_reader_stands_still_is_over(scene: Scene) -> None:
+    """And the next one of the same reader is as good as the first."""
+    group_id = scene.group_ids[0]
+    log = await scene.post(100, body=bytes(8 * 1024))
+    reader = scene.path.reader(scene.bob, OUTBOX_BYTES)
+    reader.stall()
+    await reader.subscribe(group_id, 0, ZERO_HASH)
+    await reader.waits()
+    reader.subscriptions.end_all()
+    reader.go_on()
+    await reader.until(lambda: reader.outbox.is_low)
+    before = len(reader.events(group_id))
+    assert before < 102
+    await reader.subscribe(group_id, 0, ZERO_HASH)
+    await reader.live(group_id)
+    assert reader.events(group_id)[before + 2 :] == log
+
+
 # ── again, and too many ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
