@@ -26,6 +26,7 @@ from orbital_protocol.codes import CloseCode, ErrorCode
 from orbital_protocol.frames import Error, GoAway
 from orbital_relay import logs
 from orbital_relay.heartbeat import Heartbeat
+from orbital_relay.limits import network_of
 from orbital_relay.registry import Registry
 from orbital_relay.session import Services, Session
 from orbital_relay.websocket import Socket
@@ -71,7 +72,7 @@ class Gateway:
         self._heartbeat = heartbeat
         self._flushed = flushed
         self._sockets: set[Socket] = set()
-        self._per_address: Counter[str] = Counter()
+        self._per_address: Counter[str] = Counter()  # by network_of the address
         self._server: Server | None = None
         services.metrics.connections.set_function(lambda: len(self._sockets))
 
@@ -143,7 +144,7 @@ class Gateway:
 
     def _check_request(self, socket: ServerConnection, request: Request) -> Response | None:
         address = self._address(socket, request)
-        if self._per_address[address] >= self._settings.connections_per_address:
+        if self._per_address[network_of(address)] >= self._settings.connections_per_address:
             logger.info("connection.rejected", address=address, reason="address")
             return socket.respond(HTTPStatus.TOO_MANY_REQUESTS, "Too many connections from this address.\n")
         return None
@@ -178,7 +179,8 @@ class Gateway:
             session.outbox.flush()
             await connection.finish(_CLOSE_TIMEOUT_S, CloseCode.UNSUPPORTED_PROTOCOL)
             return
-        self._per_address[address] += 1
+        network = network_of(address)
+        self._per_address[network] += 1
         self._registry.add(session)
         self._heartbeat.add(session)
         opened_at = connection.loop.time()
@@ -188,9 +190,9 @@ class Gateway:
         finally:
             self._heartbeat.remove(session)
             self._registry.remove(session)
-            self._per_address[address] -= 1
-            if not self._per_address[address]:
-                del self._per_address[address]
+            self._per_address[network] -= 1
+            if not self._per_address[network]:
+                del self._per_address[network]
             logger.info(
                 "connection.closed",
                 session=session.connection_id,

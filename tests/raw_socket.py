@@ -68,6 +68,10 @@ class RawSocket:
                 size = int.from_bytes(await self._reader.readexactly(2 if size == 126 else 8), "big")
             return head[0] & 0x0F, await self._reader.readexactly(size)
 
+    async def take(self) -> None:
+        """Take in one WebSocket frame of whatever comes."""
+        self._take(*await self.receive())
+
     async def close_code(self) -> int | None:
         """Read until the end: the code of the close frame, None where the connection is cut without one."""
         try:
@@ -94,7 +98,7 @@ class RawSocket:
                 if isinstance(push, kind):
                     del self.pushes[number]
                     return push
-            self._take(*await self.receive())
+            await self.take()
 
     async def ask(self, request: Request) -> Ok:
         """Send a request and read until its answer comes; raise AssertionError for an error."""
