@@ -58,8 +58,14 @@ class Tokens:
         async with self._database.transaction() as connection:
             if await accounts.lock(connection, caller.user_id) is None:
                 raise Unauthenticated("The account is gone.")
-            if await sessions.find_token(connection, caller.session_id) is not None:
+            # Under its lock: a session that is being ended must not leave anything behind that opens the account.
+            session = await sessions.lock(connection, caller.session_id)
+            if session is None:
                 raise Forbidden("A token can't make tokens: it could give away more than it may do.")
+            if not session.is_live(self._now()):
+                raise Unauthenticated("The session has ended.")
+            if await sessions.exists(connection, token.token_id):
+                raise IdConflict  # it would pass for that session
             earlier = await sessions.find_token(connection, token.token_id)
             if earlier is None:
                 await self._insert(connection, token, wanted)
@@ -70,7 +76,8 @@ class Tokens:
 
     async def _insert(self, connection: Connection, token: BotToken, wanted: TokenRow) -> None:
         now, limit = self._now(), self._limits.max_tokens_per_user
-        if await sessions.count_tokens(connection, wanted.user_id, now) >= limit:
+        await sessions.delete_expired_tokens(connection, wanted.user_id, now)
+        if await sessions.count_tokens(connection, wanted.user_id) >= limit:
             raise LimitExceeded("The user has as many tokens as may be.", details=ErrorDetails(limit=limit))
         await sessions.insert_token(connection, token.token_id, wanted, secret_hash(token.secret), now)
 

@@ -15,12 +15,14 @@ _END_SURPLUS: Final = query("end_surplus_sessions")
 _END: Final = query("end_session")
 _DEVICE: Final = query("find_device_name")
 _LOCK: Final = query("lock_session")
+_EXISTS: Final = query("session_exists")
 _SET_HASHES: Final = query("set_refresh_hashes")
 _LIST: Final = query("list_sessions")
 _AUTHENTICATE: Final = query("authenticate_session")
 _AUTHENTICATE_BOT: Final = query("authenticate_bot")
 _FIND_TOKEN: Final = query("find_bot_token")
 _COUNT_TOKENS: Final = query("count_bot_tokens")
+_DELETE_EXPIRED: Final = query("delete_expired_bot_tokens")
 _INSERT_TOKEN: Final = query("insert_bot_token")
 _REPLACE_SECRET: Final = query("replace_bot_secret")
 _LIST_TOKENS: Final = query("list_bot_tokens")
@@ -124,6 +126,11 @@ async def lock(connection: Connection, session_id: bytes) -> SessionRow | None:
     return None if row is None else SessionRow(*row)
 
 
+async def exists(connection: Connection, session_id: bytes) -> bool:
+    """Whether this is the id of a session, live or not, whoever's."""
+    return bool(await connection.fetchval(_EXISTS, session_id))
+
+
 async def set_refresh_hashes(  # noqa: PLR0913  a row's columns
     connection: Connection, session_id: bytes, *, newest: bytes, previous: bytes, now: int, expires_at: int
 ) -> None:
@@ -194,9 +201,14 @@ async def find_token(connection: Connection, token_id: bytes) -> TokenRow | None
     return TokenRow(user_id, name, tuple(scopes), tuple(groups), expires_at, used)
 
 
-async def count_tokens(connection: Connection, user_id: bytes, now: int) -> int:
-    """How many tokens of a user's have not expired."""
-    return int(await connection.fetchval(_COUNT_TOKENS, user_id, now))
+async def count_tokens(connection: Connection, user_id: bytes) -> int:
+    """How many tokens a user has, expired ones included."""
+    return int(await connection.fetchval(_COUNT_TOKENS, user_id))
+
+
+async def delete_expired_tokens(connection: Connection, user_id: bytes, now: int) -> None:
+    """Forget a user's tokens that have expired."""
+    await connection.execute(_DELETE_EXPIRED, user_id, now)
 
 
 async def insert_token(connection: Connection, token_id: bytes, token: TokenRow, secret_hash: bytes, now: int) -> None:

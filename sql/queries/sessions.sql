@@ -29,6 +29,9 @@ SELECT s.user_id, s.token_epoch, s.family_hash, s.refresh_hash, s.previous_refre
 FROM sessions s JOIN users u ON u.id = s.user_id
 WHERE s.session_id = $1 FOR UPDATE OF s;
 
+-- name: session_exists(session_id)
+SELECT EXISTS (SELECT 1 FROM sessions WHERE session_id = $1);
+
 -- name: set_refresh_hashes(session_id, refresh_hash, previous_refresh_hash, now_us, expires_at_us)
 UPDATE sessions
 SET refresh_hash = $2, previous_refresh_hash = $3, last_used_at = from_us($4), expires_at = from_us($5)
@@ -77,8 +80,11 @@ ORDER BY m.group_id;
 -- name: find_bot_token(token_id)
 SELECT user_id, name, scopes, group_ids, to_us(expires_at), last_used_at IS NOT NULL FROM bot_tokens WHERE token_id = $1;
 
--- name: count_bot_tokens(user_id, now_us)
-SELECT count(*) FROM bot_tokens WHERE user_id = $1 AND (expires_at IS NULL OR expires_at > from_us($2));
+-- name: count_bot_tokens(user_id)
+SELECT count(*) FROM bot_tokens WHERE user_id = $1;
+
+-- name: delete_expired_bot_tokens(user_id, now_us)
+DELETE FROM bot_tokens WHERE user_id = $1 AND expires_at <= from_us($2);
 
 -- name: insert_bot_token(token_id, user_id, name, secret_hash, scopes, group_ids, now_us, expires_at_us)
 INSERT INTO bot_tokens (token_id, user_id, name, secret_hash, scopes, group_ids, created_at, expires_at)

@@ -170,6 +170,50 @@ async def test_expired_tokens_make_room_and_open_nothing(desk: Desk) -> None:
     assert await make(desk, alice)
 
 
+async def test_expired_tokens_do_not_pile_up(desk: Desk) -> None:
+    alice, bob = await desk.newcomer("alice"), await desk.newcomer("bob")
+    theirs = await make(desk, bob, expires_at=NOW + S)
+    made = []
+    for _ in range(3):
+        desk.now += S
+        made.append(await make(desk, alice, expires_at=desk.now + S))
+    listed = (await desk.ask(alice.peer, frames.TokenList)).tokens
+    assert [token.token_id for token in listed] == [made[-1].token_id]
+    assert [token.token_id for token in (await desk.ask(bob.peer, frames.TokenList)).tokens] == [theirs.token_id]
+
+
+async def test_what_has_ended_makes_no_tokens(desk: Desk) -> None:
+    """Its connection may still be there: word of the end is on its way."""
+    alice, bot = await desk.newcomer("alice"), stranger()
+    made = await make(desk, alice, scopes=[Scope.ACCOUNT])
+    await desk.authenticate(made.token, bot)
+    await desk.ask(alice.peer, frames.TokenRevoke, token_id=made.token_id)
+    with refused(ErrorCode.FORBIDDEN):
+        await make(desk, alice, bot, scopes=list(Scope))
+    phone = stranger()
+    await desk.login("alice", peer=phone)
+    await desk.ask(phone, frames.SessionRevoke, session_id=alice.session.session_id)
+    with refused(ErrorCode.UNAUTHENTICATED):
+        await make(desk, alice)
+    assert (await desk.ask(phone, frames.TokenList)).tokens == []
+
+
+async def test_a_session_that_ends_meanwhile_makes_no_token(desk: Desk) -> None:
+    alice = await desk.newcomer("alice")
+    async with desk.sql.transaction():
+        await desk.sql.execute("UPDATE sessions SET revoked_at = clock_timestamp()")
+        making = asyncio.create_task(make(desk, alice))
+        await desk.until_blocked()
+    with refused(ErrorCode.UNAUTHENTICATED):
+        await making
+
+
+async def test_a_token_does_not_take_the_id_of_a_session(desk: Desk) -> None:
+    alice = await desk.newcomer("alice")
+    with refused(ErrorCode.ID_CONFLICT):
+        await make(desk, alice, token_id=alice.session.session_id)
+
+
 async def test_a_token_makes_no_tokens(desk: Desk) -> None:
     alice = await desk.newcomer("alice")
     bot = stranger()
