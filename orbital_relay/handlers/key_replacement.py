@@ -6,6 +6,7 @@ other statements are checked → append all → the new keys are in force → co
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from orbital_protocol import ZERO_HASH, statements
 from orbital_protocol.chain import control_content_hash
@@ -20,6 +21,7 @@ from orbital_relay.errors import (
     BadSignature,
     Forbidden,
     IdConflict,
+    LimitExceeded,
     MemberSetMismatch,
     Overloaded,
     StaleBase,
@@ -32,6 +34,9 @@ from orbital_relay.store import key_replacement as store
 from orbital_relay.store.key_replacement import Appended, Written
 from orbital_relay.store.pool import Connection, Database
 from orbital_relay.store.retries import retried
+
+MAX_KEYS: Final = 256
+"""How many pairs of keys a user can have had: `user.get` answers all of them at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ class KeyReplacement:
         written = [_open(caller.user_id, new, signed) for signed in request.statements]
         if len({one.statement.group_id for one in written}) < len(written):
             raise _bad("Two statements are for the same group.")
+        if len({one.statement.statement_id for one in written}) < len(written):
+            raise IdConflict("Two statements have the same id.")
         old_key, earlier = await self._look(caller.user_id, new, written)
         if earlier is not None:
             return earlier
@@ -179,6 +186,8 @@ async def _check(
         raise _KeysMoved
     if await store.user_had_keys(connection, user_id, new.signing_key, new.rsa_thumbprint):
         raise _bad("These keys were in force before: make new ones.", field="signing_key")
+    if await store.count_keys(connection, user_id) >= MAX_KEYS:
+        raise LimitExceeded("The keys were replaced as often as may be.", details=ErrorDetails(limit=MAX_KEYS))
     await _check_free(connection, user_id, written)
     _check_bases(written, await store.read_bases(connection, [one.statement for one in written]))
 

@@ -17,6 +17,7 @@ _LOCK: Final = query("lock_heads")
 _BASES: Final = query("read_bases")
 _STATEMENTS: Final = query("find_statements")
 _HAD_KEYS: Final = query("user_had_keys")
+_COUNT_KEYS: Final = query("count_user_keys")
 _APPEND: Final = query("append_key_replacements")
 _REPLACE: Final = query("replace_keys")
 
@@ -84,6 +85,11 @@ async def find_statements(connection: Connection, statement_ids: Sequence[bytes]
 async def user_had_keys(connection: Connection, user_id: bytes, signing_key: bytes, rsa_thumbprint: bytes) -> bool:
     """Whether the user ever had this pair of keys."""
     return bool(await connection.fetchval(_HAD_KEYS, user_id, signing_key, rsa_thumbprint))
+
+
+async def count_keys(connection: Connection, user_id: bytes) -> int:
+    """How many pairs of keys the user has had, the one in force included."""
+    return int(await connection.fetchval(_COUNT_KEYS, user_id))
 
 
 async def append(connection: Connection, relay_hex: str, user_id: bytes, written: Sequence[Written]) -> list[Appended]:

@@ -23,6 +23,9 @@ WHERE o.object_id = ANY ($1::UUID[]);
 -- name: user_had_keys(user_id, signing_key, rsa_thumbprint)
 SELECT EXISTS (SELECT 1 FROM user_keys WHERE user_id = $1 AND signing_key = $2 AND rsa_thumbprint = $3);
 
+-- name: count_user_keys(user_id)
+SELECT count(*) FROM user_keys WHERE user_id = $1;
+
 -- name: append_key_replacements(relay, user_id, group_ids, statement_ids, statements, signatures, field_hashes, content_hashes)
 SELECT i.group_id, e.seq, e.hash, e.created_us, e.key_epoch
 FROM unnest($3::UUID[], $4::UUID[], $5::BYTEA[], $6::BYTEA[], $7::BYTEA[], $8::BYTEA[])

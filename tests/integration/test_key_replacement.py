@@ -13,6 +13,7 @@ from orbital_protocol import ZERO_HASH, ZERO_ID, frames
 from orbital_protocol.codes import ErrorCode, Kind
 from orbital_protocol.frames import KeyReplaceOk, PublicKey, SignedStatement
 from orbital_protocol.statements import MAX_STATEMENT_BYTES, GroupUpdated, KeyReplaced, MemberLeft, key_preimage
+from orbital_relay.handlers.key_replacement import MAX_KEYS
 from tests.accounts import Desk, Guest, desk_on, stranger
 from tests.people import Person, admit, append, enroll, found_group, new_id, says, sign, view, write
 from tests.worlds import refused, verified_log, verify_everything
@@ -250,6 +251,30 @@ async def test_a_statement_id_that_is_in_use(desk: Desk, setting: Setting) -> No
     with refused(ErrorCode.ID_CONFLICT):
         await replace(desk, setting.alice, setting.fresh, good, bad)
     await assert_unchanged(desk, setting.alice)
+
+
+async def test_two_statements_with_one_id(desk: Desk, setting: Setting) -> None:
+    statement_id = new_id()
+    signed = [await statement_of(desk, setting.fresh, group_id, statement_id=statement_id) for group_id in setting.mine]
+    with refused(ErrorCode.ID_CONFLICT):
+        await replace(desk, setting.alice, setting.fresh, *signed)
+    await assert_unchanged(desk, setting.alice)
+
+
+async def test_keys_are_replaced_so_often_and_no_more(desk: Desk) -> None:
+    """All of them are answered at once, to whoever asks: that must stay a small answer."""
+    alice = await desk.newcomer("alice")
+    await desk.sql.execute(
+        "INSERT INTO user_keys (user_id, signing_key, rsa_thumbprint, public_key)"
+        " SELECT user_id, int4send(n), rsa_thumbprint, public_key FROM user_keys, generate_series(1, $1) AS n",
+        MAX_KEYS - 2,
+    )
+    assert await replace(desk, alice, Fresh(alice.person))
+    with refused(ErrorCode.LIMIT_EXCEEDED) as error:
+        await replace(desk, alice, Fresh(alice.person))
+    assert error.value.details is not None
+    assert error.value.details.limit == MAX_KEYS
+    assert len((await desk.ask(alice.peer, frames.UserGet, user_id=alice.user_id)).keys) == MAX_KEYS
 
 
 async def test_keys_that_are_not_sound(desk: Desk, setting: Setting) -> None:
