@@ -19,7 +19,7 @@ from orbital_relay.credentials import (
     judge,
     secret_hash,
 )
-from orbital_relay.errors import CredentialsInvalid, NotFound
+from orbital_relay.errors import BadArgument, CredentialsInvalid, NotFound
 from orbital_relay.handlers.sign_in import SignIn, admit, check_same_user, session_ok
 from orbital_relay.store import sessions
 from orbital_relay.store.pool import Connection
@@ -70,6 +70,9 @@ class Sessions:
             raise CredentialsInvalid
         bot, heads = found
         check_same_user(peer, bot.user_id)
+        if peer.caller is not None and peer.caller.session_id != token.token_id:
+            # What the connection has subscribed to may be more than the token reaches, and outlive what reached it.
+            raise BadArgument("This connection serves a session: open one of its own for a token.")
         caller = Caller(
             user_id=bot.user_id,
             session_id=token.token_id,

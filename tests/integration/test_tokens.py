@@ -109,6 +109,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.produces(ErrorCode.BAD_ARGUMENT)
 @pytest.mark.parametrize("what", BAD)
 async def test_tokens_that_cannot_be(desk: Desk, what: str) -> None:
     changes, field = BAD[what]
@@ -182,6 +183,8 @@ async def test_expired_tokens_do_not_pile_up(desk: Desk) -> None:
     assert [token.token_id for token in (await desk.ask(bob.peer, frames.TokenList)).tokens] == [theirs.token_id]
 
 
+@pytest.mark.produces(ErrorCode.UNAUTHENTICATED)
+@pytest.mark.produces(ErrorCode.FORBIDDEN)
 async def test_what_has_ended_makes_no_tokens(desk: Desk) -> None:
     """Its connection may still be there: word of the end is on its way."""
     alice, bot = await desk.newcomer("alice"), stranger()
@@ -269,6 +272,20 @@ async def test_a_token_belongs_to_one_user(desk: Desk) -> None:
     with refused(ErrorCode.BAD_ARGUMENT):
         await desk.authenticate(made.token, bob.peer)
     assert (await desk.ask(bob.peer, frames.TokenList)).tokens == []
+
+
+async def test_a_token_takes_over_no_connection(desk: Desk) -> None:
+    """Subscriptions of the session, or of the other token, would go on when that is revoked."""
+    alice, bot = await desk.newcomer("alice"), stranger()
+    made, other = await make(desk, alice), await make(desk, alice, groups=[new_id()])
+    for _ in range(2):
+        await desk.authenticate(made.token, bot)
+    for peer in (bot, alice.peer):
+        before = peer.caller
+        with refused(ErrorCode.BAD_ARGUMENT):
+            await desk.authenticate(other.token, peer)
+        assert peer.caller is before
+        assert peer.closed == []
 
 
 async def test_a_revoked_token_opens_nothing_and_its_connections_close(desk: Desk) -> None:
