@@ -22,7 +22,7 @@ run: $(VENV)/.installed ## start the relay on its embedded PostgreSQL; data is k
 	@$(BIN)/orbital-relay serve $(ARGS)
 
 test: $(VENV)/.installed ## every test, with coverage
-	$(BIN)/pytest -n $(TEST_PROCESSES) --cov $(ARGS)
+	$(BIN)/pytest -n $(TEST_PROCESSES) $(ARGS) --cov
 
 demo: $(VENV)/.installed ## three clients in a thread, one of them cut off and resuming
 	@$(BIN)/python examples/demo.py $(ARGS)
