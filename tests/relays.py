@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orbital_relay.config import Settings, TokenKey
+from orbital_relay.relay import Listening, Relay
+
 START_LIMIT_S = 20
 STOP_LIMIT_S = 20
 TOKEN_KEY = "test:" + base64.urlsafe_b64encode(bytes(range(32))).decode().rstrip("=")
@@ -99,6 +102,24 @@ async def running_relay(
             yield relay
         finally:
             await _end(relay, reader)
+
+
+@asynccontextmanager
+async def relay_here(dsn: str, **settings: Any) -> AsyncIterator[str]:
+    """A relay in this process, where a test can reach into it, and which is there at once; its address."""
+    given = {"listen_port": 0, "operators_port": 0, "drain_timeout_ms": 2000, "max_frames_per_second": 0, **settings}
+    relay = Relay(Settings(database_url=dsn, token_keys=(TokenKey.parse(TOKEN_KEY),), **given), os.urandom(16))
+    listening: asyncio.Future[Listening] = asyncio.get_running_loop().create_future()
+    running = asyncio.create_task(relay.run(listening.set_result), name="relay")
+    try:
+        async with asyncio.timeout(START_LIMIT_S):
+            port = (await listening).port
+        yield f"ws://127.0.0.1:{port}"
+        assert not running.done(), "the relay has ended"
+    finally:
+        relay.stop()
+        async with asyncio.timeout(STOP_LIMIT_S):
+            await running
 
 
 async def start_relay(dsn: str | None, data_dir: Path, **settings: Any) -> RunningRelay:

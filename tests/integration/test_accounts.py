@@ -113,6 +113,7 @@ async def test_the_id_of_a_deleted_user_stays_theirs(desk: Desk) -> None:
     assert (await desk.newcomer("alice")).user_id != alice.user_id  # names are given out again
 
 
+@pytest.mark.produces(ErrorCode.USERNAME_TAKEN)
 async def test_a_name_of_somebody_else_is_taken(desk: Desk) -> None:
     await desk.newcomer("alice")
     with refused(ErrorCode.USERNAME_TAKEN):
@@ -139,6 +140,7 @@ async def test_what_nobody_can_register_with(desk: Desk, what: str) -> None:
     assert error.value.details.field == field
 
 
+@pytest.mark.produces(ErrorCode.REGISTRATION_CLOSED)
 async def test_registration_closed(desk: Desk) -> None:
     desk.registration = Registration("closed")
     with refused(ErrorCode.REGISTRATION_CLOSED):
@@ -195,6 +197,7 @@ async def test_login_begins_another_session(desk: Desk) -> None:
     assert {(one.device_name, one.current) for one in listed.sessions} == {("laptop", True), ("", False)}
 
 
+@pytest.mark.produces(ErrorCode.CREDENTIALS_INVALID)
 @pytest.mark.parametrize("username", ["nobody", "alice\0", "Alice", "", "a" * 5_000, "ä"])
 async def test_an_unknown_name_gets_the_answer_of_a_wrong_password(desk: Desk, username: str) -> None:
     await desk.newcomer("alice")
@@ -512,6 +515,7 @@ async def test_deleting_an_account_tells_its_groups_and_closes_its_connections(d
             await attempt
 
 
+@pytest.mark.produces(ErrorCode.OWNS_GROUPS)
 async def test_an_owner_says_what_becomes_of_their_groups(desk: Desk) -> None:
     alice = await desk.newcomer("alice")
     bob = await enroll(desk.sql, "bob")

@@ -190,6 +190,7 @@ async def gets_in(relay: RunningRelay, token: str) -> bool:
         return False
 
 
+@pytest.mark.produces(CloseCode.ACCOUNT_DELETED)
 async def test_a_deleted_user_leaves_their_groups_and_is_told(migrated_database: str) -> None:
     async with connected(migrated_database) as connection, running_relay(migrated_database) as relay:
         ann, bob = await enroll(connection, "ann"), await enroll(connection, "bob")
@@ -463,9 +464,14 @@ async def test_config_shows_what_is_in_force_on_one_line_each_without_secrets() 
 
 
 async def test_a_wrong_setting_is_one_line_and_exit_2() -> None:
-    ran = await orbital("user", "list", "--set", "listen_prot=1")
-    assert (ran.status, ran.out) == (2, "")
-    assert ran.err.startswith("orbital-relay: listen_prot is not a setting; did you mean listen_port?")
+    for given, complaint in (
+        ("listen_prot=1", "listen_prot is not a setting; did you mean listen_port?"),
+        ("listen_port", "--set listen_port: must be KEY=VALUE"),
+        ("=1", "--set =1: must be KEY=VALUE"),
+    ):
+        ran = await orbital("user", "list", "--set", given)
+        assert (ran.status, ran.out, len(ran.err.splitlines())) == (2, "", 1)
+        assert ran.err.startswith(f"orbital-relay: {complaint}")
 
 
 async def test_migrate_goes_up_down_and_says_where_it_stands(database: str) -> None:
@@ -582,6 +588,7 @@ async def test_tail_reads_a_file_and_filters(tmp_path: Path) -> None:
     assert ran.out.splitlines() == ["2026-02-03 04:05:07.789 warning  listener.lost"]
     assert (await orbital("tail", str(log), "--level", "loud")).status == 2
     assert (await orbital("tail", str(tmp_path / "absent"))).status == 2
+    assert (await orbital("tail", str(tmp_path))).status == 2
 
 
 async def test_tail_shows_lines_as_they_come() -> None:

@@ -301,6 +301,7 @@ async def test_an_admin_renames_the_group(world: World) -> None:
         await rename(world, alice, group_id, name_hash=b"h" * 32)
 
 
+@pytest.mark.produces(ErrorCode.REKEY_REQUIRED)
 async def test_a_name_is_not_sealed_under_a_key_that_somebody_left_with(world: World) -> None:
     alice, bob = await world.people("alice", "bob")
     group_id = await world.group(alice, bob)
@@ -460,6 +461,7 @@ async def test_nobody_carries_the_statement_of_another(world: World) -> None:
         await world.send(bob, world.carrying(frames.GroupDelete, signed))
 
 
+@pytest.mark.produces(ErrorCode.BAD_SIGNATURE)
 async def test_a_statement_is_signed_by_its_actor(world: World) -> None:
     alice, bob = await world.people("alice", "bob")
     group_id = await world.group(alice, bob)
@@ -484,6 +486,7 @@ async def test_a_stranger_learns_nothing_from_a_statement(world: World) -> None:
         assert (str(known.value), known.value.details) == (str(unknown.value), unknown.value.details)
 
 
+@pytest.mark.produces(ErrorCode.STALE_KEY_EPOCH)
 async def test_a_statement_speaks_of_the_key_in_force(world: World) -> None:
     alice = await world.person("alice")
     group_id = await world.group(alice)

@@ -273,6 +273,7 @@ async def test_no_key_is_sealed_that_somebody_left_with(world: World) -> None:
         await invite(world, alice, group_id)
 
 
+@pytest.mark.produces(ErrorCode.INVITE_INVALID)
 async def test_a_link_is_revoked_once(world: World) -> None:
     alice, bob = await world.people("alice", "bob")
     here, there = await world.group(alice), await world.group(alice)
@@ -432,6 +433,7 @@ async def test_a_join_stands_on_the_roster_and_the_key_in_force(world: World) ->
         await join(world, bob, link, key_epoch=2)
 
 
+@pytest.mark.produces(ErrorCode.ALREADY_MEMBER)
 async def test_a_member_does_not_join_again(world: World) -> None:
     alice, bob = await world.people("alice", "bob")
     link = await invite(world, alice, await world.group(alice, bob))
@@ -441,6 +443,7 @@ async def test_a_member_does_not_join_again(world: World) -> None:
         await knock(world, bob, await standing_code(world, alice, link.group_id))
 
 
+@pytest.mark.produces(ErrorCode.BANNED)
 async def test_whoever_is_banned_stays_out_until_the_ban_is_lifted(world: World) -> None:
     alice, bob = await world.people("alice", "bob")
     group_id = await world.group(alice, bob)

@@ -227,6 +227,7 @@ async def test_a_key_that_somebody_else_holds_cannot_be_taken(desk: Desk, settin
         await replace(desk, setting.alice, setting.fresh, *signed)
 
 
+@pytest.mark.produces(ErrorCode.TOO_LARGE)
 async def test_statements_of_another_form(desk: Desk, setting: Setting) -> None:
     good = await statement_of(desk, setting.fresh, setting.mine[0])
     left = await says(desk.sql, setting.alice.person, setting.mine[1], MemberLeft)
@@ -324,6 +325,7 @@ async def test_a_group_that_is_joined_meanwhile_is_missing(desk: Desk, setting: 
     await assert_unchanged(desk, setting.alice)
 
 
+@pytest.mark.produces(ErrorCode.STALE_BASE)
 async def test_a_roster_that_changes_meanwhile_is_a_stale_base(desk: Desk, setting: Setting) -> None:
     carol = await enroll(desk.sql, "carol")
     signed = [await statement_of(desk, setting.fresh, group_id) for group_id in setting.mine]

@@ -140,6 +140,7 @@ async def test_admins_rekey_unasked_but_not_all_the_time(migrated_database: str)
         await rekey(world, alice, group_id, [alice])
 
 
+@pytest.mark.produces(ErrorCode.MEMBER_SET_MISMATCH)
 async def test_a_rekey_that_is_refused_costs_nothing(migrated_database: str) -> None:
     async with world_on(migrated_database, rekeys_per_hour=1) as world:
         alice, bob = await world.people("alice", "bob")

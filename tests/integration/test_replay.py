@@ -10,6 +10,7 @@ import pytest_asyncio
 from msgspec.structs import replace
 
 from orbital_protocol import ZERO_HASH, frames
+from orbital_protocol.codes import ErrorCode
 from orbital_protocol.frames import Event, SubscribeGroup
 from orbital_relay.errors import LimitExceeded
 from orbital_relay.store.pool import Connection
@@ -227,6 +228,7 @@ async def test_subscribing_again_begins_anew_from_the_new_cursor(scene: Scene) -
         assert piece[0] == 1
 
 
+@pytest.mark.produces(ErrorCode.LIMIT_EXCEEDED)
 async def test_a_session_has_at_most_max_subscriptions(scene: Scene) -> None:
     first, second, third = scene.group_ids
     reader = scene.path.reader(scene.bob)

@@ -74,6 +74,7 @@ async def test_a_token_by_another_relays_key(desk: Desk) -> None:
             await desk.authenticate(AccessTokens([key]).sign(access, NOW))
 
 
+@pytest.mark.produces(ErrorCode.TOKEN_EXPIRED)
 async def test_an_expired_token(desk: Desk) -> None:
     alice = await desk.newcomer("alice")
     peer = stranger()

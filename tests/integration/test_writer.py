@@ -167,6 +167,7 @@ async def test_a_batch_has_at_most_max_batch_posts_and_groups_take_turns(scene: 
     assert count >= 1 + 100 / 8
 
 
+@pytest.mark.produces(ErrorCode.NOT_FOUND)
 async def test_a_post_behind_its_own_thread_finds_it(scene: Scene) -> None:
     """They queue together, but a batch is one moment for the database."""
     thread = scene.post()
@@ -198,6 +199,7 @@ async def test_the_same_id_twice_is_written_once(scene: Scene) -> None:
     assert len(await scene.stored()) == 3
 
 
+@pytest.mark.produces(ErrorCode.ID_CONFLICT)
 async def test_an_id_of_another_group_is_a_conflict(scene: Scene) -> None:
     """Also when both are in one queue."""
     post = scene.post(0)

@@ -1,10 +1,7 @@
 """Mistakes of the relay's own: the client learns that there was one, the log what it was, and others go on."""
 
-import asyncio
 import json
-import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,13 +10,11 @@ import pytest_asyncio
 from orbital_protocol import ZERO_HASH, codec, frames
 from orbital_protocol.codes import CloseCode, ErrorCode
 from orbital_protocol.frames import SubscribeGroup
-from orbital_relay.config import Settings, TokenKey
 from orbital_relay.handlers.posts import Posts
 from orbital_relay.handlers.subscriptions import Live
-from orbital_relay.relay import Listening, Relay
 from orbital_relay.store import events
 from tests.people import Person, found_group, new_id
-from tests.relays import TOKEN_KEY
+from tests.relays import relay_here
 from tests.stage import Stage, stage_on
 from tests.talk import Refused, Talk, post_thread, talking
 
@@ -33,29 +28,6 @@ def fail(*_: Any, **__: Any) -> Any:
 
 async def fail_later(*_: Any, **__: Any) -> Any:
     fail()
-
-
-@asynccontextmanager
-async def relay_here(dsn: str) -> AsyncIterator[str]:
-    """A relay in this process, where a test can break it; the address that it listens on."""
-    settings = Settings(
-        database_url=dsn,
-        token_keys=(TokenKey.parse(TOKEN_KEY),),
-        listen_port=0,
-        operators_port=0,
-        drain_timeout_ms=2000,
-    )
-    relay = Relay(settings, os.urandom(16))
-    listening: asyncio.Future[Listening] = asyncio.get_running_loop().create_future()
-    running = asyncio.create_task(relay.run(listening.set_result), name="relay")
-    try:
-        async with asyncio.timeout(LIMIT_S):
-            yield f"ws://127.0.0.1:{(await listening).port}"
-        assert not running.done()
-    finally:
-        relay.stop()
-        async with asyncio.timeout(LIMIT_S):
-            await running
 
 
 @pytest_asyncio.fixture

@@ -296,6 +296,7 @@ async def test_a_removal_is_the_last_event_of_the_removed(scene: Scene, relay_na
 # ── 6. before authentication ────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.produces(ErrorCode.UNAUTHENTICATED)
 async def test_before_authentication_only_a_few_requests_are_answered(scene: Scene) -> None:
     async with talking(scene.first.url) as stranger:
         await stranger.ask(frames.Ping)
@@ -325,6 +326,7 @@ async def test_a_large_frame_before_authentication_closes(scene: Scene) -> None:
         assert await stranger.closed() == 1009
 
 
+@pytest.mark.produces(CloseCode.AUTH_TIMEOUT)
 async def test_who_does_not_authenticate_in_time_is_closed(migrated_database: str) -> None:
     async with running_relay(migrated_database, auth_timeout_ms=200) as relay, talking(relay.url) as stranger:
         assert await stranger.closed() == CloseCode.AUTH_TIMEOUT
