@@ -11,7 +11,8 @@ OrbitalError
     └── StaleKeyEpoch, RekeyRequired, MemberSetMismatch, StaleBase                           catch up first
 """
 
-from typing import ClassVar
+import os
+from typing import ClassVar, Self
 
 from orbital_protocol.codes import ErrorCode
 from orbital_protocol.frames import Error, ErrorDetails
@@ -23,6 +24,14 @@ class OrbitalError(Exception):
 
 class StartupError(OrbitalError):
     """The relay can't start; the message says what to do."""
+
+    @classmethod
+    def not_listening(cls, port_of: str, host: str, port: int, error: OSError) -> Self:
+        """For `error` on listening there, which is what the settings `{port_of}_host` and `{port_of}_port` say."""
+        # Where a name can't be looked up the number is negative, and none of the system's.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+        return cls(f"{port_of}_host, {port_of}_port: can't listen on {host}, port {port}: {reason}")
 
 
 class RequestError(OrbitalError):

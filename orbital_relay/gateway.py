@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from pathlib import Path
 from typing import Any, Final
 
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -25,6 +26,7 @@ from orbital_protocol import SUBPROTOCOL
 from orbital_protocol.codes import CloseCode, ErrorCode
 from orbital_protocol.frames import Error, GoAway
 from orbital_relay import logs
+from orbital_relay.errors import StartupError
 from orbital_relay.heartbeat import Heartbeat
 from orbital_relay.limits import network_of
 from orbital_relay.registry import Registry
@@ -56,6 +58,18 @@ class GatewaySettings:
     max_unauthenticated_frame_bytes: int
 
 
+def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
+    """What TLS is served with. Raise StartupError where the two files are not a chain and its key."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(cert, key, password="")  # without one OpenSSL asks at the terminal
+    except OSError as error:
+        reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        needed = "must be a certificate chain and its private key, in PEM, without a passphrase"
+        raise StartupError(f"tls_cert = {cert}, tls_key = {key}: {needed}" + (f" ({reason})" if reason else "")) from error
+    return context
+
+
 class Gateway:
     """The listening port of one relay."""
 
@@ -77,10 +91,18 @@ class Gateway:
         services.metrics.connections.set_function(lambda: len(self._sockets))
 
     async def start(self) -> int:
-        """Listen; return the port. Raise OSError where it is taken."""
+        """Listen; return the port. Raise StartupError where it is taken."""
+        settings = self._settings
+        try:
+            self._server = await self._listen()
+        except OSError as error:
+            raise StartupError.not_listening("listen", settings.host, settings.port, error) from error
+        return int(next(iter(self._server.sockets)).getsockname()[1])
+
+    async def _listen(self) -> Server:
         settings = self._settings
         allowed = [Origin(origin) for origin in settings.origins]
-        self._server = await serve(
+        return await serve(
             self._serve,
             settings.host,
             settings.port,
@@ -100,7 +122,6 @@ class Gateway:
             write_limit=_WRITE_HIGH_BYTES,
             backlog=1024,
         )
-        return int(next(iter(self._server.sockets)).getsockname()[1])
 
     async def drain(self, timeout_s: float) -> None:
         """Stop accepting, say goodbye, let what is under way finish, close 4000; cut what is left after the limit."""

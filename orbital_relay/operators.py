@@ -10,6 +10,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from orbital_relay import logs
+from orbital_relay.errors import StartupError
 from orbital_relay.metrics import Metrics
 
 # Also the longest that a silent connection can hold up `stop`.
@@ -42,16 +43,19 @@ class Operators:
         self._server: Server | None = None
 
     async def start(self) -> int:
-        """Listen, and return the port: the one picked where 0 was asked for. Raises OSError where it is taken."""
-        self._server = await serve(
-            _never,
-            self._host,
-            self._port,
-            process_request=self._respond,
-            open_timeout=_REQUEST_TIMEOUT_S,
-            compression=None,
-            server_header=None,
-        )
+        """Listen, and return the port: the one picked where 0 was asked for. Raises StartupError where it is taken."""
+        try:
+            self._server = await serve(
+                _never,
+                self._host,
+                self._port,
+                process_request=self._respond,
+                open_timeout=_REQUEST_TIMEOUT_S,
+                compression=None,
+                server_header=None,
+            )
+        except OSError as error:
+            raise StartupError.not_listening("operators", self._host, self._port, error) from error
         return int(next(iter(self._server.sockets)).getsockname()[1])
 
     async def stop(self) -> None:

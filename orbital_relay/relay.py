@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import ssl
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
@@ -25,7 +24,7 @@ from orbital_relay.dispatch import Handlers, routes
 from orbital_relay.embedded import EmbeddedPostgres
 from orbital_relay.errors import StartupError
 from orbital_relay.fanout import Fanout
-from orbital_relay.gateway import Gateway, GatewaySettings
+from orbital_relay.gateway import Gateway, GatewaySettings, tls_context
 from orbital_relay.heartbeat import Heartbeat, Pulse
 from orbital_relay.janitor import Janitor
 from orbital_relay.listener import Hears, Listener
@@ -132,7 +131,8 @@ class Relay:
     async def _stop_embedded(self, embedded: EmbeddedPostgres) -> None:
         started = time.monotonic()
         await embedded.stop()
-        logger.info("database.embedded.stopped", duration_ms=round((time.monotonic() - started) * 1000))
+        if self._embedded is not None:
+            logger.info("database.embedded.stopped", duration_ms=round((time.monotonic() - started) * 1000))
 
     async def _open(self, database: Database) -> Sequence[TokenKey]:
         """Open the pool, and agree with the other relays on the keys that sign tokens."""
@@ -277,9 +277,8 @@ class Relay:
     def _gateway_settings(self) -> GatewaySettings:
         settings = self._settings
         context = None
-        if settings.tls_cert is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(settings.tls_cert, settings.tls_key)
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            context = tls_context(settings.tls_cert, settings.tls_key)
         return GatewaySettings(
             host=settings.listen_host,
             port=settings.listen_port,

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +20,7 @@ from orbital_relay.commands.output import print_json
 from orbital_relay.config import ConfigError, Settings
 from orbital_relay.embedded import EmbeddedError, Layout
 from orbital_relay.errors import StartupError
+from orbital_relay.gateway import tls_context
 from orbital_relay.store import live as live_store
 from orbital_relay.store import migrate
 from orbital_relay.store import operators as store
@@ -99,10 +99,12 @@ def _tls(settings: Settings) -> list[Check]:
     if settings.tls_cert is None or settings.tls_key is None:
         return []
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key)
+        tls_context(settings.tls_cert, settings.tls_key)
         ends_at = x509.load_pem_x509_certificates(settings.tls_cert.read_bytes())[0].not_valid_after_utc
+    except StartupError as error:
+        return [Check("tls", "problem", str(error))]
     except (OSError, ValueError) as error:
-        return [Check("tls", "problem", f"{settings.tls_cert} and {settings.tls_key} can't be used: {error}")]
+        return [Check("tls", "problem", f"tls_cert = {settings.tls_cert}: {error}")]
     left = ends_at - datetime.now(UTC)
     status: Status = "ok" if left > timedelta(days=_CERTIFICATE_DAYS_MIN) else "warning"
     return [

@@ -20,7 +20,7 @@ def settings_from(file: Path | None, sets: list[str] | None, **flags: Any) -> Se
     given: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     for text in sets or []:
         key, separator, value = text.partition("=")
-        if not separator:
+        if not separator or not key.strip():
             raise ConfigError([f"--set {text}: must be KEY=VALUE"])
         given[key.strip().replace("-", "_")] = value
     return config.load(given, file=file)

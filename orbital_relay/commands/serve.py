@@ -79,7 +79,7 @@ def _welcome(settings: Settings, listening: Listening) -> None:
         return
     scheme = "ws" if settings.tls_cert is None else "wss"
     store = "PostgreSQL of yours" if settings.database_url else f"embedded PostgreSQL in {settings.data_dir}"
-    host = settings.listen_host
+    host = f"[{settings.listen_host}]" if ":" in settings.listen_host else settings.listen_host
     typer.echo(f"\n{typer.style(f'Orbital relay {__version__}', bold=True)}   {store}")
     for label, what, color in (
         ("clients", f"{scheme}://{host}:{listening.port}", "cyan"),

@@ -45,7 +45,9 @@ class Filter:
 
 def tail(  # noqa: PLR0913  one parameter a flag
     *,
-    file: Annotated[Path | None, typer.Argument(help="File of JSON lines; standard input if left out.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="File of JSON lines; standard input if left out.", dir_okay=False)
+    ] = None,
     events: Annotated[
         list[str] | None, typer.Option("--event", help="Only events that begin so, such as `listener.`; repeatable.")
     ] = None,

@@ -10,6 +10,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from orbital_relay.errors import StartupError
 from orbital_relay.metrics import Metrics
 from orbital_relay.operators import Operators, Readiness
 
@@ -153,9 +154,11 @@ async def test_it_stops_while_somebody_is_connected_and_frees_its_port() -> None
         await ask(port, "/healthz")
 
 
-async def test_a_port_that_is_taken_is_an_error_of_the_system() -> None:
+async def test_a_port_that_is_taken_is_an_error_that_names_the_setting() -> None:
     async with operators() as port:
         other = Operators("127.0.0.1", port, Metrics(), lambda: READY)
-        with pytest.raises(OSError, match=str(port)):
+        with pytest.raises(
+            StartupError, match=f"operators_port: can't listen on 127.0.0.1, port {port}: Address already"
+        ):
             await other.start()
         await other.stop()

@@ -66,5 +66,7 @@ def test_a_certificate_goes_with_its_key(tmp_path: Path) -> None:
     cert, _ = certificate(tmp_path, timedelta(days=90))
     (tmp_path / "other").mkdir()
     _, other_key = certificate(tmp_path / "other", timedelta(days=90))
-    assert [found.status for found in check._tls(Settings(tls_cert=cert, tls_key=other_key))] == ["problem"]
+    [found] = check._tls(Settings(tls_cert=cert, tls_key=other_key))
+    assert found.status == "problem"
+    assert found.message.startswith(f"tls_cert = {cert}, tls_key = {other_key}: must be a certificate chain and")
     assert check._tls(Settings()) == []
