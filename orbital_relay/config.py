@@ -134,7 +134,7 @@ class Limits(BaseModel):
     max_body_bytes: Annotated[int, _about("an encrypted body", 64, 16_777_216)] = 65_565
     max_name_bytes: Annotated[int, _about("a group's encrypted name", 64, 1_048_576)] = 4_125
     max_wrap_bytes: Annotated[int, _about("a group key wrapped for one member", 256, 65_536)] = 1_024
-    max_signal_bytes: Annotated[int, _about("a signal's payload", 64, 65_536)] = 1_280
+    max_signal_bytes: Annotated[int, _about("a signal's payload; relays pass it on through NOTIFY", 64, 4_096)] = 1_280
     signals_per_second: Annotated[int, _about("signals a second of a session", 1, 100_000)] = 20
     max_members_per_group: Annotated[int, _about("members of a group", 1, 1_000_000)] = 1_000
     max_groups_per_user: Annotated[int, _about("groups that a user is in", 1, 1_000_000)] = 200

@@ -3,6 +3,7 @@
 import pytest
 
 from orbital_relay import hints
+from orbital_relay.config import Limits
 
 RELAY, GROUP, USER = "0" * 32, b"g" * 16, b"u" * 16
 
@@ -20,7 +21,9 @@ def test_signals_cursors_and_echoes_come_back_as_they_were() -> None:
 
 
 def test_the_largest_signal_fits_into_a_notification() -> None:
-    assert len(hints.signal(RELAY, GROUP, USER, bytes(1280))) < 8000
+    """A payload of 8,000 bytes is an error, and not of the client that sent the signal."""
+    largest = Limits.model_json_schema()["properties"]["max_signal_bytes"]["maximum"]
+    assert len(hints.signal(RELAY, GROUP, USER, bytes(largest))) < 8_000
 
 
 @pytest.mark.parametrize(
