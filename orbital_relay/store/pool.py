@@ -30,6 +30,14 @@ DATABASE_AWAY = (
 )
 """What a database that is away, going, coming or full raises: the client may try again."""
 
+IN_TROUBLE = (
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.PostgresSystemError,
+    asyncpg.ProgramLimitExceededError,  # such as a notification queue that is full
+)
+"""What a database raises whose trouble has nothing to do with the statement: another time it may succeed."""
+
 TRY_AGAIN = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 """A transaction that lost to another one: nothing was written, the same again may succeed."""
 
@@ -133,7 +141,7 @@ class Database:
                 yield connection
         except (TimeoutError, asyncpg.QueryCanceledError) as error:
             raise Overloaded("The database is busy.") from error
-        except DATABASE_AWAY as error:
+        except (*DATABASE_AWAY, *IN_TROUBLE) as error:
             self._note(up=False)
             raise Unavailable from error
         except asyncpg.PostgresError as error:
