@@ -27,11 +27,15 @@ Checked = Callable[[Caller, Any], Post]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What becomes of a request. `scope` None: before authentication too. Posts are checked, then the writer's."""
+    """What becomes of a request. `scope` None: before authentication too. Posts are checked, then the writer's.
+
+    `is_bulky`: the answer may be far larger than the request, and waits until the reader has taken what came before.
+    """
 
     handler: Handler | None
     checked: Checked | None
     scope: Scope | None
+    is_bulky: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,12 @@ def _handle(
     return request, Route(handler, None, scope)
 
 
+def _list(
+    request: type[RequestT], handler: Callable[[Any, RequestT], Awaitable[Ok]], scope: Scope = Scope.READ
+) -> tuple[type[Request], Route]:
+    return request, Route(handler, None, scope, is_bulky=True)
+
+
 def _post(request: type[RequestT], checked: Callable[[Caller, RequestT], Post]) -> tuple[type[Request], Route]:
     return request, Route(None, checked, Scope.POST)
 
@@ -68,33 +78,33 @@ def routes(h: Handlers) -> Mapping[type[Request], Route]:
             _handle(frames.Refresh, h.sessions.refresh),
             _handle(frames.Ping, h.live.ping),
             _handle(frames.Logout, h.sessions.logout, Scope.ACCOUNT),
-            _handle(frames.SessionList, h.sessions.session_list, Scope.ACCOUNT),
+            _list(frames.SessionList, h.sessions.session_list, Scope.ACCOUNT),
             _handle(frames.SessionRevoke, h.sessions.session_revoke, Scope.ACCOUNT),
             _handle(frames.PasswordChange, h.accounts.password_change, Scope.ACCOUNT),
             _handle(frames.AccountDelete, h.accounts.account_delete, Scope.ACCOUNT),
             _handle(frames.KeyReplace, h.accounts.key_replace, Scope.ACCOUNT),
             _handle(frames.BackupPut, h.accounts.backup_put, Scope.ACCOUNT),
-            _handle(frames.BackupGet, h.accounts.backup_get, Scope.READ),
-            _handle(frames.UserGet, h.accounts.user_get, Scope.READ),
+            _list(frames.BackupGet, h.accounts.backup_get),
+            _list(frames.UserGet, h.accounts.user_get),
             _handle(frames.TokenCreate, h.tokens.token_create, Scope.ACCOUNT),
-            _handle(frames.TokenList, h.tokens.token_list, Scope.ACCOUNT),
+            _list(frames.TokenList, h.tokens.token_list, Scope.ACCOUNT),
             _handle(frames.TokenRevoke, h.tokens.token_revoke, Scope.ACCOUNT),
             _handle(frames.GroupCreate, h.groups.create, Scope.MANAGE),
-            _handle(frames.GroupList, h.groups.list, Scope.READ),
-            _handle(frames.GroupGet, h.groups.get, Scope.READ),
+            _list(frames.GroupList, h.groups.list),
+            _list(frames.GroupGet, h.groups.get),
             _handle(frames.GroupUpdate, h.groups.update, Scope.MANAGE),
             _handle(frames.GroupDelete, h.groups.delete, Scope.MANAGE),
             _handle(frames.GroupTransfer, h.groups.transfer, Scope.MANAGE),
             _handle(frames.GroupLeave, h.groups.leave, Scope.MANAGE),
-            _handle(frames.GroupKeys, h.groups.keys, Scope.READ),
+            _list(frames.GroupKeys, h.groups.keys),
             _handle(frames.GroupRekey, h.groups.rekey, Scope.MANAGE),
             _handle(frames.GroupWrap, h.groups.wrap, Scope.MANAGE),
-            _handle(frames.MemberList, h.members.list, Scope.READ),
+            _list(frames.MemberList, h.members.list),
             _handle(frames.MemberRemove, h.members.remove, Scope.MANAGE),
             _handle(frames.MemberUnban, h.members.unban, Scope.MANAGE),
             _handle(frames.MemberSetRole, h.members.set_role, Scope.MANAGE),
             _handle(frames.InviteCreate, h.invites.create, Scope.MANAGE),
-            _handle(frames.InviteList, h.invites.list, Scope.READ),
+            _list(frames.InviteList, h.invites.list),
             _handle(frames.InviteRevoke, h.invites.revoke, Scope.MANAGE),
             _handle(frames.InviteRotate, h.invites.rotate, Scope.MANAGE),
             _handle(frames.InviteOpen, h.invites.open, Scope.MANAGE),
@@ -106,9 +116,9 @@ def routes(h: Handlers) -> Mapping[type[Request], Route]:
             _post(frames.ReplyPost, h.posts.reply),
             _post(frames.AnnotationPost, h.posts.annotation),
             _handle(frames.PostDelete, h.members.delete_post, Scope.POST),
-            _handle(frames.ThreadList, h.posts.thread_list, Scope.READ),
-            _handle(frames.ReplyList, h.posts.reply_list, Scope.READ),
-            _handle(frames.EventList, h.posts.event_list, Scope.READ),
+            _list(frames.ThreadList, h.posts.thread_list),
+            _list(frames.ReplyList, h.posts.reply_list),
+            _list(frames.EventList, h.posts.event_list),
             _handle(frames.Subscribe, h.live.subscribe, Scope.READ),
             _handle(frames.Unsubscribe, h.live.unsubscribe, Scope.READ),
             _handle(frames.SignalSend, h.live.signal_send, Scope.SIGNAL),

@@ -88,6 +88,7 @@ class Session:
         self._open: set[int] = set()
         self._room: asyncio.Future[None] | None = None
         self._silence: asyncio.Future[None] | None = None
+        self._one_bulky = asyncio.Lock()  # held while an answer is made that may fill the outbox by itself
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_over = False
         self._after_answer: dict[asyncio.Task[Any] | None, list[Callable[[], None]]] = {}  # by the handler's task
@@ -336,13 +337,16 @@ class Session:
         try:
             if route.handler is None:
                 raise Internal
-            answer = await route.handler(self, request)
+            if route.is_bulky:
+                async with self._one_bulky:
+                    await self._outbox.wait_low()
+                    self._answer(await route.handler(self, request))
+            else:
+                self._answer(await route.handler(self, request))
         except RequestError as error:
             self._fail(request.id, error)
         except Exception as error:
             self._fail_by_defect(request, error)
-        else:
-            self._answer(answer)
         finally:
             callbacks = self._after_answer.pop(asyncio.current_task(), ())
             if request.id not in self._open:

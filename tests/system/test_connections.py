@@ -298,6 +298,42 @@ async def test_answers_to_who_reads_none_are_bounded(
         assert most_kib - before_kib < MAX_IN_FLIGHT * 2 * 1024 + FLAT_KIB
 
 
+async def test_large_answers_to_who_reads_none_are_made_one_by_one(
+    relay: RunningRelay, stage: Stage, ann: Person
+) -> None:
+    """Requests that are open at once: their answers must not wait in memory at once."""
+    token = await stage.token(ann)
+    groups = [await found_group(stage.sql, ann) for _ in range(MAX_IN_FLIGHT // 2)]
+    async with talking(relay.url, token) as talk:
+        for group_id in groups:
+            thread_id, _ = await post_thread(talk, group_id)
+            for _ in range(8):
+                await talk.send(reply(talk, group_id, thread_id, bytes(60_000)))
+    cut_before = await relay.metric("orbital_slow_consumers_total")
+    async with raw_socket(relay.port, token) as raw:
+        requests = [frames.EventList(id=number, group_id=group_id) for number, group_id in enumerate(groups * 20)]
+        raw.send(b"".join(codec.encode(request) for request in requests))
+        most_bytes = 0.0
+        async with asyncio.timeout(LIMIT_S):
+            while await relay.metric("orbital_slow_consumers_total") == cut_before:
+                most_bytes = max(most_bytes, await relay.metric("orbital_outbox_bytes"))
+                await asyncio.sleep(0.02)
+        assert most_bytes < 800_000, "one answer has half a megabyte"
+
+
+async def test_large_answers_all_come_to_who_reads_again(relay: RunningRelay, stage: Stage, ann: Person) -> None:
+    group_id = await found_group(stage.sql, ann)
+    async with talking(relay.url, await stage.token(ann)) as talk:
+        thread_id, _ = await post_thread(talk, group_id)
+        for _ in range(8):
+            await talk.send(reply(talk, group_id, thread_id, bytes(60_000)))
+        requests = [frames.EventList(id=talk.next_id(), group_id=group_id) for _ in range(3 * MAX_IN_FLIGHT)]
+        futures = [talk.send(request) for request in requests]
+        async with asyncio.timeout(LIMIT_S):
+            await asyncio.gather(*futures)
+        assert talk.answer_order[-len(requests) :] == [request.id for request in requests]
+
+
 async def test_pongs_to_who_reads_none_are_bounded(relay: RunningRelay) -> None:
     """Pings call for pongs, past the outbox: a relay that goes on reading pings keeps all that nobody takes."""
     before_kib = relay.resident_kib()
