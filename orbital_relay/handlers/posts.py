@@ -27,6 +27,7 @@ from orbital_relay.store.posts import Post
 
 _PAGE_BYTES: Final = 512 * 1024
 _EVENT_OVERHEAD_BYTES: Final = 400
+_STORED_PAGE_BYTES: Final = 2 * _PAGE_BYTES  # base64 has 4/3 of the bytes: whoever passes this has passed the other too
 
 
 class Posts:
@@ -128,7 +129,9 @@ class Posts:
     def _page(self, request: EventList | ThreadList | ReplyList) -> Page:
         if request.after_seq is not None and request.before_seq is not None:
             raise BadArgument("Give after_seq or before_seq, not both.", details=ErrorDetails(field="before_seq"))
-        return Page(min(request.limit, self._limits.page_limit), request.after_seq, request.before_seq)
+        return Page(
+            min(request.limit, self._limits.page_limit), _STORED_PAGE_BYTES, request.after_seq, request.before_seq
+        )
 
     @staticmethod
     def _check_size(field: str, data: bytes, limit: int) -> None:

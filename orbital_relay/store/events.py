@@ -52,9 +52,13 @@ class HeadRow:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A range of a group's log, both ends exclusive. Without a bound of its own, the newest `limit` are meant."""
+    """A range of a group's log, both ends exclusive. Without a bound of its own, the newest `limit` are meant.
+
+    `limit_bytes` is of text as it is stored: where it is passed, the page ends with the event that passes it.
+    """
 
     limit: int
+    limit_bytes: int
     after_seq: int | None = None
     before_seq: int | None = None
 
@@ -179,5 +183,7 @@ async def _list(
 ) -> list[Event]:
     after = -1 if page.after_seq is None else page.after_seq
     before = _END_OF_LOG if page.before_seq is None else page.before_seq
-    rows = await connection.fetch(queries[page.newest_first], group_id, after, before, page.limit, *more)
+    rows = await connection.fetch(
+        queries[page.newest_first], group_id, after, before, page.limit, page.limit_bytes, *more
+    )
     return [event_of(row) for row in (reversed(rows) if page.newest_first else rows)]

@@ -47,31 +47,69 @@ JOIN members m ON m.group_id = h.group_id AND m.user_id = $2
 LEFT JOIN events e ON e.group_id = h.group_id AND e.seq = $3
 WHERE h.group_id = $1 AND h.deleted_at IS NULL;
 
--- name: list_events_up(group_id, after_seq, before_seq, limit, kinds)
-SELECT * FROM event_rows
-WHERE group_id = $1 AND seq > $2 AND seq < $3 AND ($5::SMALLINT[] IS NULL OR kind = ANY ($5::SMALLINT[]))
-ORDER BY seq LIMIT $4;
+-- Pages hold at most so many events, and at most so many bytes of text (and one event); the last column is not a page's.
 
--- name: list_events_down(group_id, after_seq, before_seq, limit, kinds)
-SELECT * FROM event_rows
-WHERE group_id = $1 AND seq > $2 AND seq < $3 AND ($5::SMALLINT[] IS NULL OR kind = ANY ($5::SMALLINT[]))
-ORDER BY seq DESC LIMIT $4;
+-- name: list_events_up(group_id, after_seq, before_seq, limit, bytes, kinds)
+SELECT * FROM (
+    SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
+                    + coalesce(octet_length(v.statement), 0))
+                OVER (ORDER BY v.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+    FROM (SELECT * FROM event_rows e
+          WHERE e.group_id = $1 AND e.seq > $2 AND e.seq < $3
+            AND ($6::SMALLINT[] IS NULL OR e.kind = ANY ($6::SMALLINT[])) ORDER BY e.seq LIMIT $4) v
+) w
+WHERE coalesce(w.bytes_before, 0) < $5 ORDER BY w.seq;
 
--- name: list_threads_up(group_id, after_seq, before_seq, limit)
-SELECT v.* FROM threads t JOIN event_rows v ON v.group_id = t.group_id AND v.seq = t.seq
-WHERE t.group_id = $1 AND t.seq > $2 AND t.seq < $3 ORDER BY t.seq LIMIT $4;
+-- name: list_events_down(group_id, after_seq, before_seq, limit, bytes, kinds)
+SELECT * FROM (
+    SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
+                    + coalesce(octet_length(v.statement), 0))
+                OVER (ORDER BY v.seq DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+    FROM (SELECT * FROM event_rows e
+          WHERE e.group_id = $1 AND e.seq > $2 AND e.seq < $3
+            AND ($6::SMALLINT[] IS NULL OR e.kind = ANY ($6::SMALLINT[])) ORDER BY e.seq DESC LIMIT $4) v
+) w
+WHERE coalesce(w.bytes_before, 0) < $5 ORDER BY w.seq DESC;
 
--- name: list_threads_down(group_id, after_seq, before_seq, limit)
-SELECT v.* FROM threads t JOIN event_rows v ON v.group_id = t.group_id AND v.seq = t.seq
-WHERE t.group_id = $1 AND t.seq > $2 AND t.seq < $3 ORDER BY t.seq DESC LIMIT $4;
+-- name: list_threads_up(group_id, after_seq, before_seq, limit, bytes)
+SELECT * FROM (
+    SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
+                    + coalesce(octet_length(v.statement), 0))
+                OVER (ORDER BY v.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+    FROM (SELECT e.* FROM threads t JOIN event_rows e ON e.group_id = t.group_id AND e.seq = t.seq
+          WHERE t.group_id = $1 AND t.seq > $2 AND t.seq < $3 ORDER BY t.seq LIMIT $4) v
+) w
+WHERE coalesce(w.bytes_before, 0) < $5 ORDER BY w.seq;
 
--- name: list_replies_up(group_id, after_seq, before_seq, limit, thread_id)
-SELECT v.* FROM replies r JOIN event_rows v ON v.group_id = r.group_id AND v.seq = r.seq
-WHERE r.thread_id = $5 AND r.group_id = $1 AND r.seq > $2 AND r.seq < $3 ORDER BY r.seq LIMIT $4;
+-- name: list_threads_down(group_id, after_seq, before_seq, limit, bytes)
+SELECT * FROM (
+    SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
+                    + coalesce(octet_length(v.statement), 0))
+                OVER (ORDER BY v.seq DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+    FROM (SELECT e.* FROM threads t JOIN event_rows e ON e.group_id = t.group_id AND e.seq = t.seq
+          WHERE t.group_id = $1 AND t.seq > $2 AND t.seq < $3 ORDER BY t.seq DESC LIMIT $4) v
+) w
+WHERE coalesce(w.bytes_before, 0) < $5 ORDER BY w.seq DESC;
 
--- name: list_replies_down(group_id, after_seq, before_seq, limit, thread_id)
-SELECT v.* FROM replies r JOIN event_rows v ON v.group_id = r.group_id AND v.seq = r.seq
-WHERE r.thread_id = $5 AND r.group_id = $1 AND r.seq > $2 AND r.seq < $3 ORDER BY r.seq DESC LIMIT $4;
+-- name: list_replies_up(group_id, after_seq, before_seq, limit, bytes, thread_id)
+SELECT * FROM (
+    SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
+                    + coalesce(octet_length(v.statement), 0))
+                OVER (ORDER BY v.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+    FROM (SELECT e.* FROM replies r JOIN event_rows e ON e.group_id = r.group_id AND e.seq = r.seq
+          WHERE r.thread_id = $6 AND r.group_id = $1 AND r.seq > $2 AND r.seq < $3 ORDER BY r.seq LIMIT $4) v
+) w
+WHERE coalesce(w.bytes_before, 0) < $5 ORDER BY w.seq;
+
+-- name: list_replies_down(group_id, after_seq, before_seq, limit, bytes, thread_id)
+SELECT * FROM (
+    SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
+                    + coalesce(octet_length(v.statement), 0))
+                OVER (ORDER BY v.seq DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+    FROM (SELECT e.* FROM replies r JOIN event_rows e ON e.group_id = r.group_id AND e.seq = r.seq
+          WHERE r.thread_id = $6 AND r.group_id = $1 AND r.seq > $2 AND r.seq < $3 ORDER BY r.seq DESC LIMIT $4) v
+) w
+WHERE coalesce(w.bytes_before, 0) < $5 ORDER BY w.seq DESC;
 
 -- Whether the thread is in this group.
 -- name: find_thread(group_id, thread_id)
