@@ -6,7 +6,7 @@ keeps their order. Any other request has the lane to itself. A request that conc
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(eq=False, slots=True)
@@ -14,16 +14,18 @@ class Ticket:
     """A request's place; give it back to `Ordering.done` when the request has been carried out."""
 
     keys: Sequence[bytes]
-    start: Callable[[], None]
+    start: "Callable[[Ticket], None]"
     shared: bool
     lanes_ahead: int
 
 
-@dataclass(eq=False, slots=True)
 class _Lane:
-    running: int = 0
-    exclusive: bool = False
-    waiting: deque[Ticket] = field(default_factory=deque)
+    __slots__ = ("exclusive", "running", "waiting")
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.exclusive = False
+        self.waiting: deque[Ticket] = deque()
 
     def admits(self, ticket: Ticket) -> bool:
         return not self.exclusive and (ticket.shared or not self.running)
@@ -37,8 +39,8 @@ class Ordering:
         self._ready: deque[Ticket] = deque()
         self._is_starting = False
 
-    def submit(self, keys: Sequence[bytes], start: Callable[[], None], *, shared: bool) -> Ticket:
-        """Call `start` as soon as nothing is ahead in any of the lanes `keys` (at once, if nothing is now)."""
+    def submit(self, keys: Sequence[bytes], start: Callable[[Ticket], None], *, shared: bool) -> Ticket:
+        """Call `start` with the ticket once nothing is ahead in any of the lanes `keys`: at once, if nothing is now."""
         distinct = tuple(dict.fromkeys(keys)) if len(keys) > 1 else keys
         ticket = Ticket(distinct, start, shared, lanes_ahead=len(distinct))
         for key in distinct:
@@ -50,7 +52,7 @@ class Ordering:
             else:
                 self._enter(lane, ticket)
         if not ticket.lanes_ahead:
-            start()
+            start(ticket)
         return ticket
 
     def done(self, ticket: Ticket) -> None:
@@ -75,7 +77,8 @@ class Ordering:
         self._is_starting = True
         try:
             while self._ready:
-                self._ready.popleft().start()
+                ticket = self._ready.popleft()
+                ticket.start(ticket)
         finally:
             self._is_starting = False
 

@@ -270,11 +270,11 @@ class Session:
             self._fail(request.id, error)
             return
         if isinstance(request, Post):
-            self._order((request.group_id,), partial(self._post, request, route), shared=True)
+            self._ordering.submit((request.group_id,), partial(self._post, request, route), shared=True)
             return
         if isinstance(request, _AUTHENTICATING):
             self._barrier = request.id
-        self._order(groups_of(request), partial(self._handle, request, route), shared=False)
+        self._ordering.submit(groups_of(request), partial(self._handle, request, route), shared=False)
 
     def _check_scope(self, request: Request, route: Route) -> None:
         if route.scope is None:
@@ -284,35 +284,21 @@ class Session:
         if route.scope not in self.caller.scopes:
             raise Forbidden("The token's scopes don't allow this.")
 
-    def _order(self, keys: tuple[bytes, ...], start: Callable[[Callable[[], None]], None], *, shared: bool) -> None:
-        ticket: Ticket | None = None
-        finished = False
-
-        def done() -> None:
-            nonlocal finished
-            finished = True
-            if ticket is not None:
-                self._ordering.done(ticket)
-
-        ticket = self._ordering.submit(keys, lambda: start(done), shared=shared)
-        if finished:
-            self._ordering.done(ticket)
-
     # ── posts ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _post(self, request: Post, route: Route, done: Callable[[], None]) -> None:
+    def _post(self, request: Post, route: Route, ticket: Ticket) -> None:
         try:
             if self.caller is None or route.checked is None:
                 raise Unauthenticated
-            self._services.writer.submit(route.checked(self.caller, request), partial(self._posted, request.id, done))
+            self._services.writer.submit(route.checked(self.caller, request), partial(self._posted, request.id, ticket))
         except RequestError as error:
             self._fail(request.id, error)
-            done()
+            self._ordering.done(ticket)
         except Exception as error:
             self._fail_by_defect(request, error)
-            done()
+            self._ordering.done(ticket)
 
-    def _posted(self, request_id: int, done: Callable[[], None], outcome: Outcome) -> None:
+    def _posted(self, request_id: int, ticket: Ticket, outcome: Outcome) -> None:
         if isinstance(outcome, Appended):
             self._answer(
                 PostOk(
@@ -326,14 +312,14 @@ class Session:
             )
         else:
             self._fail(request_id, BY_CODE[outcome]())
-        done()
+        self._ordering.done(ticket)
 
     # ── everything else ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _handle(self, request: Request, route: Route, done: Callable[[], None]) -> None:
-        self._spawn(self._carry_out(request, route, done), name=type_of(request))
+    def _handle(self, request: Request, route: Route, ticket: Ticket) -> None:
+        self._spawn(self._carry_out(request, route, ticket), name=type_of(request))
 
-    async def _carry_out(self, request: Request, route: Route, done: Callable[[], None]) -> None:
+    async def _carry_out(self, request: Request, route: Route, ticket: Ticket) -> None:
         try:
             if route.handler is None:
                 raise Internal
@@ -352,7 +338,7 @@ class Session:
             if request.id not in self._open:
                 for callback in callbacks:
                     callback()
-            done()
+            self._ordering.done(ticket)
 
     # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

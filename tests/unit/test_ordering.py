@@ -11,8 +11,8 @@ from orbital_relay.ordering import Ordering, Ticket
 A, B = b"a" * 16, b"b" * 16
 
 
-def starter(log: list[str], name: str) -> Callable[[], None]:
-    return lambda: log.append(name)
+def starter(log: list[str], name: str) -> Callable[[Ticket], None]:
+    return lambda _: log.append(name)
 
 
 def test_the_first_request_starts_at_once() -> None:
@@ -84,7 +84,8 @@ def test_whatever_finishes_first_everything_starts_and_each_group_keeps_its_orde
     finished: set[int] = set()
     plan = [(keys, shared and len(keys) == 1) for keys, shared in plan]
     for number, (keys, shared) in enumerate(plan):
-        tickets[number] = ordering.submit(sorted(keys), partial(started.append, number), shared=shared)
+        start = partial(_note, started, number)
+        tickets[number] = ordering.submit(sorted(keys), start, shared=shared)
     while len(finished) < len(plan):
         running = [n for n in started if n not in finished]
         assert running, "nothing runs and something waits"
@@ -99,22 +100,25 @@ def test_whatever_finishes_first_everything_starts_and_each_group_keeps_its_orde
     assert not ordering._lanes, "a lane was left behind"
 
 
+def _note(started: list[int], number: int, _: Ticket) -> None:
+    started.append(number)
+
+
 def test_requests_that_are_done_at_once_let_the_next_ones_go_on() -> None:
     """Posts that are refused before they reach the writer, a thousand of them behind a request of two groups."""
     log: list[int] = []
     ordering = Ordering()
-    first = ordering.submit((A, B), lambda: None, shared=False)
-    tickets: dict[int, Ticket] = {}
+    first = ordering.submit((A, B), lambda _: None, shared=False)
 
-    def refuse(number: int) -> None:
+    def refuse(number: int, ticket: Ticket) -> None:
         log.append(number)
-        ordering.done(tickets[number])
+        ordering.done(ticket)
 
     for number in range(1000):
-        tickets[number] = ordering.submit((A,), partial(refuse, number), shared=True)
-    last = ordering.submit((A, B), lambda: log.append(1000), shared=False)
+        ordering.submit((A,), partial(refuse, number), shared=True)
+    last = ordering.submit((A, B), lambda _: log.append(1000), shared=False)
     ordering.done(first)
     assert log == [*range(1001)]
     ordering.done(last)
-    ordering.submit((B,), lambda: log.append(1001), shared=False)
+    ordering.submit((B,), lambda _: log.append(1001), shared=False)
     assert log[-1] == 1001
