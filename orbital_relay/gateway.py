@@ -65,8 +65,11 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
         context.load_cert_chain(cert, key, password="")  # without one OpenSSL asks at the terminal
     except OSError as error:
         reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
-        needed = "must be a certificate chain and its private key, in PEM, without a passphrase"
-        raise StartupError(f"tls_cert = {cert}, tls_key = {key}: {needed}" + (f" ({reason})" if reason else "")) from error
+        why = f" ({reason})" if reason else ""
+        raise StartupError(
+            f"tls_cert = {cert}, tls_key = {key}: must be a certificate chain and its private key, in PEM,"
+            f" without a passphrase{why}"
+        ) from error
     return context
 
 
