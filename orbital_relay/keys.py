@@ -69,13 +69,13 @@ _SMALL_ORDER: Final = frozenset({1, _P - 1, 0, _ORDER_8, _P - _ORDER_8})
 """The y of the eight points whose order divides 8: signatures by them verify for messages that nobody signed."""
 
 
-def check_signing_key(key: bytes) -> None:
+def check_signing_key(key: bytes, field: str = "signing_key") -> None:
     """Raise BadArgument unless these are the 32 bytes of an Ed25519 key in its one encoding, and not of small order."""
     y = int.from_bytes(key, "little") & ~_SIGN
     if y >= _P:
-        raise _refused("signing_key", "is not in its one encoding")
+        raise _refused(field, "is not in its one encoding")
     if y in _SMALL_ORDER:
-        raise _refused("signing_key", "is of small order")
+        raise _refused(field, "is of small order")
     x_squared = (y * y - 1) * pow(_D * y * y + 1, -1, _P) % _P
     if pow(x_squared, (_P - 1) // 2, _P) != 1:
-        raise _refused("signing_key", "is no point of the curve")
+        raise _refused(field, "is no point of the curve")

@@ -22,7 +22,7 @@ from orbital_protocol.frames import (
     Ok,
 )
 from orbital_protocol.statements import InviteCreated, InviteRevoked, MemberJoined
-from orbital_relay import hints, policy
+from orbital_relay import hints, keys, policy
 from orbital_relay.caller import Caller, Clock, Peer, require_caller
 from orbital_relay.control import Control, Turn, answer, open_statement
 from orbital_relay.errors import (
@@ -77,6 +77,7 @@ class Invites:
         """Make a link (admins)."""
         signed = open_statement(request, InviteCreated)
         policy.check_id("statement", signed.statement.invite_id)
+        keys.check_signing_key(signed.statement.invite_key, "statement")  # one of small order signs anybody in
         policy.check_ciphertext("sealed_group_key", request.sealed_group_key, self._limits.max_wrap_bytes)
         outcome = await self._control.carry_out(peer, signed, partial(self._create, request))
         async with self._database.connection() as connection:

@@ -219,6 +219,8 @@ async def test_links_are_for_admins_to_make_and_revoke(world: World) -> None:
     [
         ({"invite_id": ZERO_ID}, SEALED, ErrorCode.BAD_ARGUMENT),
         ({"expires_at": NOW}, SEALED, ErrorCode.BAD_ARGUMENT),
+        ({"invite_key": (1).to_bytes(32, "little")}, SEALED, ErrorCode.BAD_ARGUMENT),
+        ({"invite_key": b"\xff" * 32}, SEALED, ErrorCode.BAD_ARGUMENT),
         ({}, b"", ErrorCode.BAD_ARGUMENT),
         ({}, bytes(1_025), ErrorCode.TOO_LARGE),
     ],
