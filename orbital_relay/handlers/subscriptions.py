@@ -1,6 +1,7 @@
 """Live: subscribe, signals, cursors, ping."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from orbital_protocol import ZERO_HASH
@@ -24,13 +25,15 @@ from orbital_protocol.frames import (
 )
 from orbital_relay import hints
 from orbital_relay.caller import Caller, Clock, Peer, require_caller
-from orbital_relay.errors import BadArgument, LimitExceeded, NotFound, RateLimited, TooLarge
+from orbital_relay.errors import BadArgument, LimitExceeded, NotFound, RateLimited, TooLarge, Unauthenticated
 from orbital_relay.limits import KeyedBuckets
 from orbital_relay.replay import Start, Subscriptions
+from orbital_relay.store import accounts
 from orbital_relay.store import events as event_store
 from orbital_relay.store import live as live_store
 from orbital_relay.store.events import CursorRow
 from orbital_relay.store.pool import Connection, Database
+from orbital_relay.store.retries import retried
 
 
 class SubscribedPeer(Peer, Protocol):
@@ -109,26 +112,27 @@ class Live:
 
     async def cursor_put(self, peer: Peer, request: CursorPut) -> CursorOk:
         """Keep a position; forward only, unless `rewind`."""
-        caller = require_caller(peer)
+        seq, hash_ = await retried(partial(self._put_cursor, require_caller(peer), request))
+        return CursorOk(id=request.id, seq=seq, hash=hash_)
+
+    async def _put_cursor(self, caller: Caller, request: CursorPut) -> tuple[int, bytes]:
+        group_id, name = request.group_id, request.name
         async with self._database.transaction() as connection:
             await self._require_position(connection, caller, request)
-            if await live_store.get_cursor(connection, caller.user_id, request.group_id, request.name) == (
-                0,
-                ZERO_HASH,
-            ):
-                await self._require_room(connection, caller)
+            if await live_store.get_cursor(connection, caller.user_id, group_id, name) == (0, ZERO_HASH):
+                await self._require_room(connection, caller, request)
             seq, hash_ = await live_store.put_cursor(
                 connection,
                 user_id=caller.user_id,
-                group_id=request.group_id,
-                name=request.name,
+                group_id=group_id,
+                name=name,
                 seq=request.seq,
                 hash_=request.hash,
                 rewind=request.rewind,
             )
-            hint = hints.CursorHint(caller.user_id, request.group_id, request.name, seq, hash_)
+            hint = hints.CursorHint(caller.user_id, group_id, name, seq, hash_)
             await live_store.notify(connection, hints.cursor(self._relay_hex, hint))
-        return CursorOk(id=request.id, seq=seq, hash=hash_)
+        return seq, hash_
 
     async def cursor_get(self, peer: Peer, request: CursorGet) -> CursorOk:
         """Where a cursor stands."""
@@ -170,8 +174,12 @@ class Live:
         if head[2] != request.hash:
             raise BadArgument("The log has no event with this seq and hash.", details=ErrorDetails(field="hash"))
 
-    async def _require_room(self, connection: Connection, caller: Caller) -> None:
-        if await live_store.count_cursors(connection, caller.user_id) >= self._limits.max_cursors_per_user:
+    async def _require_room(self, connection: Connection, caller: Caller, request: CursorPut) -> None:
+        """There is room for a new cursor; under the account's lock, so that several at once are not one too many."""
+        if await accounts.lock(connection, caller.user_id) is None:
+            raise Unauthenticated("The account is gone.")
+        others = await live_store.count_other_cursors(connection, caller.user_id, request.group_id, request.name)
+        if others >= self._limits.max_cursors_per_user:
             raise LimitExceeded(details=ErrorDetails(field="name", limit=self._limits.max_cursors_per_user))
 
 

@@ -13,7 +13,7 @@ _NOTIFY_MANY: Final = query("notify_many")
 _ENDED: Final = query("find_ended_sessions")
 _PUT_CURSOR: Final = query("put_cursor")
 _GET_CURSOR: Final = query("get_cursor")
-_COUNT_CURSORS: Final = query("count_cursors")
+_COUNT_CURSORS: Final = query("count_other_cursors")
 
 
 async def notify(connection: Connection, payload: str) -> None:
@@ -55,6 +55,6 @@ async def get_cursor(connection: Connection, user_id: bytes, group_id: bytes, na
     return (row[0], row[1]) if row[0] is not None else (0, ZERO_HASH)
 
 
-async def count_cursors(connection: Connection, user_id: bytes) -> int:
-    """How many cursors a user keeps."""
-    return int(await connection.fetchval(_COUNT_CURSORS, user_id))
+async def count_other_cursors(connection: Connection, user_id: bytes, group_id: bytes, name: str) -> int:
+    """How many cursors a user keeps beside this one."""
+    return int(await connection.fetchval(_COUNT_CURSORS, user_id, group_id, name))

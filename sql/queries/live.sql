@@ -30,5 +30,5 @@ SELECT c.seq, c.hash FROM members m
 LEFT JOIN cursors c ON c.user_id = m.user_id AND c.group_id = m.group_id AND c.name = $3
 WHERE m.user_id = $1 AND m.group_id = $2;
 
--- name: count_cursors(user_id)
-SELECT count(*) FROM cursors WHERE user_id = $1;
+-- name: count_other_cursors(user_id, group_id, name)
+SELECT count(*) FROM cursors WHERE user_id = $1 AND (group_id, name) <> ($2, $3);
