@@ -62,7 +62,7 @@ def test_every_code_has_a_test_that_produces_it() -> None:
 
 @pytest.mark.produces(CloseCode.AUTH_FAILED, ErrorCode.CREDENTIALS_INVALID)
 async def test_hopeless_credentials_close(migrated_database: str) -> None:
-    """A session that has ended, a refresh token that is none. Once a connection is somebody's, they are but an error."""
+    """A session that has ended, a refresh token that is none; on an authenticated connection they are but an error."""
     async with stage_on(migrated_database) as stage, relay_here(migrated_database) as url:
         [ann] = await stage.people(1)
         ended = await stage.token(ann)
@@ -86,7 +86,7 @@ async def test_hopeless_credentials_close(migrated_database: str) -> None:
 
 @pytest.mark.produces(ErrorCode.OVERLOADED)
 async def test_a_relay_that_has_too_much_to_append_is_overloaded(migrated_database: str) -> None:
-    """The lane holds two posts beside the one that the database keeps waiting; all else is told to come back."""
+    """The lane holds two posts beside one that the database may keep waiting; all else is told to come back."""
     async with (
         stage_on(migrated_database) as stage,
         relay_here(migrated_database, lanes=1, lane_queue=2, max_batch=1) as url,
@@ -101,12 +101,12 @@ async def test_a_relay_that_has_too_much_to_append_is_overloaded(migrated_databa
                 async with asyncio.timeout(LIMIT_S):
                     while sum(future.done() for future in futures) < 17:
                         await asyncio.wait([f for f in futures if not f.done()], return_when=asyncio.FIRST_COMPLETED)
-                errors = [error for future in futures if future.done() and (error := future.exception())]
-                assert len(errors) == 17
-                for error in errors:
-                    assert isinstance(error, Refused)
-                    assert error.code == ErrorCode.OVERLOADED
-                    assert error.error.retry_after_ms
             async with asyncio.timeout(LIMIT_S):
                 await asyncio.wait(futures)
-            assert len(await stage.log(group_id)) == 5
+            errors = [error for future in futures if (error := future.exception())]
+            assert len(errors) >= 17
+            for error in errors:
+                assert isinstance(error, Refused)
+                assert error.code == ErrorCode.OVERLOADED
+                assert error.error.retry_after_ms
+            assert len(await stage.log(group_id)) == 2 + len(futures) - len(errors)

@@ -338,8 +338,13 @@ async def test_pongs_to_who_reads_none_are_bounded(relay: RunningRelay) -> None:
     """Pings call for pongs, past the outbox: a relay that goes on reading pings keeps all that nobody takes."""
     before_kib = relay.resident_kib()
     async with raw_socket(relay.port) as raw:
-        left = await raw.flood(frame(bytes(125), PING) * 500_000, limit_s=1)
-        assert left > 1_000_000, "the relay took it all"
+        raw.writer.write(frame(bytes(125), PING) * 500_000)
+        left = [0]
+        async with asyncio.timeout(SETTINGS["slow_consumer_ms"] / 1000):  # after that it is cut in any case
+            while len(left) < 10 or len(set(left[-10:])) > 1:
+                left.append(raw.writer.transport.get_write_buffer_size())
+                await asyncio.sleep(0.02)
+        assert left[-1] > 1_000_000, "the relay took it all"
         assert relay.resident_kib() - before_kib < FLAT_KIB
 
 
@@ -392,16 +397,18 @@ async def test_bombs_are_refused_with_flat_memory(relay: RunningRelay, stage: St
 async def test_a_million_frames_in_one_message_leave_others_their_turn(
     relay: RunningRelay, stage: Stage, ann: Person
 ) -> None:
-    """Each is wrong and gets an error, which nobody reads."""
+    """Each is wrong and gets an error, which nobody reads, so that little of the message is looked at."""
     token = await stage.token(ann)
-    before_kib = relay.resident_kib()
+    cut_before = await relay.metric("orbital_slow_consumers_total")
     async with talking(relay.url, token) as talk, raw_socket(relay.port, token) as raw:
         raw.send(b"\x80" * _SIZE)
-        for _ in range(20):
-            began = time.monotonic()
-            await talk.ask(frames.Ping)
-            assert time.monotonic() - began < 1
-        assert relay.resident_kib() - before_kib < FLAT_KIB
+        async with asyncio.timeout(LIMIT_S):
+            while await relay.metric("orbital_slow_consumers_total") == cut_before:
+                assert await relay.metric("orbital_outbox_bytes") < SETTINGS["outbox_bytes"] * 4
+                began = time.monotonic()
+                await talk.ask(frames.Ping)
+                assert time.monotonic() - began < 1
+                await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("authenticated", [True, False])
@@ -529,11 +536,9 @@ async def test_a_request_behind_another_does_not_outlive_its_connection(
                     await asyncio.sleep(0.02)
         _, last = await post_thread(talk, group_id)
         assert last.seq == 4, "the post itself had been taken"
-        assert await relay.metric("orbital_replays_active") == 0
-        delivered = await relay.metric("orbital_events_delivered_total")
+        woken = await relay.metric('orbital_wakeups_total{source="writer"}')
         await post_thread(talk, group_id)
-        await talk.ask(frames.Ping)
-        assert await relay.metric("orbital_events_delivered_total") == delivered, "somebody still listens"
+        assert await relay.metric('orbital_wakeups_total{source="writer"}') == woken, "somebody still listens"
 
 
 # ── whom a relay believes ───────────────────────────────────────────────────────────────────────────────────────────

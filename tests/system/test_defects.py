@@ -1,5 +1,6 @@
 """Mistakes of the relay's own: the client learns that there was one, the log what it was, and others go on."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -17,6 +18,8 @@ from tests.people import Person, found_group, new_id
 from tests.relays import relay_here
 from tests.stage import Stage, stage_on
 from tests.talk import Refused, Talk, post_thread, talking
+
+FRAMES_A_TURN = 64
 
 LIMIT_S = 15
 SECRET = "what no client and no log may see"
@@ -123,3 +126,33 @@ async def test_a_defect_in_a_request_is_answered_and_the_connection_goes_on(
         await post_thread(talk, group_id)
     lines = logged(capsys, "request.failed")
     assert [line["request"] for line in lines] == ["cursor.get", "thread.post"]
+
+
+# ── not to be one ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_message_of_many_frames_lets_others_have_their_turn(
+    stage: Stage, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two turns of the loop, one connection has but so many of its frames looked at."""
+    decode = codec.decode_request
+    taken, most = 0, 0
+
+    def counted(raw: bytes | memoryview) -> frames.Request:
+        nonlocal taken, most
+        if not taken:
+            asyncio.get_running_loop().call_soon(turn)
+        taken += 1
+        most = max(most, taken)
+        return decode(raw)
+
+    def turn() -> None:
+        nonlocal taken
+        taken = 0
+
+    monkeypatch.setattr(codec, "decode_request", counted)
+    async with relay_here(stage.dsn) as url, talking(url, await stage.token(ann)) as talk:
+        await talk.socket.send(b"\x80" * 2_000)
+        await talk.ask(frames.Ping)
+        assert len(talk.strays) == 2_000
+    assert 1 < most <= FRAMES_A_TURN
