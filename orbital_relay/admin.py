@@ -44,7 +44,7 @@ async def set_password(connection: Connection, user_id: bytes, password_hash: st
 
 
 async def delete(connection: Connection, user_id: bytes, *, with_groups: bool) -> list[Event]:
-    """Delete a user, as `account.delete` does; what it raises is `store.accounts.delete`'s."""
+    """Delete a user, as `account.delete` does; what it raises, and what comes first, is `store.accounts.delete`'s."""
     events = await accounts.delete(connection, COMMAND_LINE, user_id, with_groups=with_groups)
     await _end_connections(connection, "user", user_id, CloseCode.ACCOUNT_DELETED)
     return events

@@ -171,10 +171,11 @@ async def _delete(settings: Settings, username: str, *, with_groups: bool) -> in
     async with opened(settings) as connection:
 
         async def attempt() -> int:
+            account = await accounts.find_by_name(connection, username)
+            if account is None:
+                raise CommandError(f"there is no user {username}")
+            await accounts.prepare_delete(connection, account.user_id, with_groups=with_groups)
             async with connection.transaction():
-                account = await accounts.find_by_name(connection, username)
-                if account is None:
-                    raise CommandError(f"there is no user {username}")
                 return len(await admin.delete(connection, account.user_id, with_groups=with_groups))
 
         try:

@@ -188,6 +188,7 @@ class Accounts:
         caller = require_caller(peer)
         account = await self._recheck(peer, caller, request.password)
         try:
+            await retried(partial(self._prepare_delete, account, with_groups=request.delete_groups))
             events = await retried(partial(self._delete, account, with_groups=request.delete_groups))
         except OwnsGroupsError as error:
             raise OwnsGroups from error
@@ -198,6 +199,10 @@ class Accounts:
         peer.after_answer(lambda: self._hint(hints.revoke(self._sign_in.relay_hex, revoked)))
         peer.close_soon(CloseCode.ACCOUNT_DELETED)
         return Ok(id=request.id)
+
+    async def _prepare_delete(self, account: Account, *, with_groups: bool) -> None:
+        async with self._database.connection() as connection:
+            await accounts.prepare_delete(connection, account.user_id, with_groups=with_groups)
 
     async def _delete(self, account: Account, *, with_groups: bool) -> list[frames.Event]:
         async with self._database.transaction() as connection:

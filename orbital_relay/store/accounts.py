@@ -20,11 +20,15 @@ _CLAIMS: Final = query("find_claims")
 _INSERT: Final = query("insert_account")
 _SET_PASSWORD: Final = query("set_password")
 _SET_DISABLED: Final = query("set_disabled")
+_OWNS_GROUPS: Final = query("owns_groups")
+_FORGET_AUTHOR: Final = query("forget_author")
 _DELETE: Final = query("delete_account")
 _MAY_SEE: Final = query("may_see_user")
 _LIST_KEYS: Final = query("list_user_keys")
 _GET_BACKUP: Final = query("get_backup")
 _PUT_BACKUP: Final = query("put_backup")
+
+_POSTS_AT_ONCE: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +156,21 @@ async def set_disabled(connection: Connection, user_id: bytes, *, disabled: bool
     return await connection.fetchval(_SET_DISABLED, user_id, disabled) is not None
 
 
+async def prepare_delete(connection: Connection, user_id: bytes, *, with_groups: bool) -> None:
+    """Do what of a deletion needs no lock and may take long; in no transaction. Raise OwnsGroupsError as `delete` does.
+
+    The user's name comes off their posts, some at a time. The log, which names them still, is what clients see.
+    """
+    if not with_groups and await connection.fetchval(_OWNS_GROUPS, user_id):
+        raise OwnsGroupsError
+    while await connection.fetchval(_FORGET_AUTHOR, user_id, _POSTS_AT_ONCE):
+        pass
+
+
 async def delete(connection: Connection, relay_hex: str, user_id: bytes, *, with_groups: bool) -> list[Event]:
     """Delete a user and return the events that this left in logs, to be published after the commit.
 
+    Until then the logs of the user's groups are locked: call `prepare_delete` first, so that it doesn't take long.
     Raise OwnsGroupsError where the user owns groups, unless these are to be deleted too, and `pool.TRY_AGAIN`'s where a
     group took the user in meanwhile.
     """

@@ -40,6 +40,23 @@ SET disabled_at = CASE WHEN $2 THEN coalesce(disabled_at, clock_timestamp()) END
     token_epoch = token_epoch + CASE WHEN $2 THEN 1 ELSE 0 END
 WHERE id = $1 RETURNING 1;
 
+-- name: owns_groups(user_id)
+SELECT EXISTS (SELECT 1 FROM groups WHERE created_by = $1);
+
+-- Take a user's name off some of their posts, as their deletion would off all of them; how many these were.
+-- name: forget_author(user_id, limit)
+WITH t AS (
+    UPDATE threads SET author_id = NULL
+    WHERE id IN (SELECT id FROM threads WHERE author_id = $1 LIMIT $2) RETURNING 1
+), r AS (
+    UPDATE replies SET author_id = NULL
+    WHERE id IN (SELECT id FROM replies WHERE author_id = $1 LIMIT $2) RETURNING 1
+), a AS (
+    UPDATE annotations SET author_id = NULL
+    WHERE id IN (SELECT id FROM annotations WHERE author_id = $1 LIMIT $2) RETURNING 1
+)
+SELECT (SELECT count(*) FROM t) + (SELECT count(*) FROM r) + (SELECT count(*) FROM a);
+
 -- name: delete_account(relay, user_id, with_groups)
 SELECT group_id, kind, object_id, seq, hash, created_us, key_epoch FROM delete_user_v1($1, $2, $3);
 

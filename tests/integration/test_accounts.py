@@ -17,8 +17,10 @@ from orbital_protocol.codes import CloseCode, ErrorCode, Kind
 from orbital_relay.credentials import Passwords, Workers
 from orbital_relay.handlers.accounts import Registration
 from orbital_relay.limits import KeyedBuckets
+from orbital_relay.store import accounts
 from tests.accounts import ATTEMPTS_FREE, COST, PASSWORD, Desk, S, desk_on, stranger
 from tests.people import Person, admit, enroll, found_group, new_id, thumbprint_of
+from tests.readers import append, post_of
 from tests.worlds import NOW, refused, verified_log
 
 OTHER = "another horse"
@@ -515,13 +517,38 @@ async def test_deleting_an_account_tells_its_groups_and_closes_its_connections(d
             await attempt
 
 
+async def test_posts_lose_their_author_before_any_log_is_locked(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever wrote a hundred thousand of them could not be deleted in time, and held up their groups meanwhile."""
+    monkeypatch.setattr(accounts, "_POSTS_AT_ONCE", 2)
+    alice, bob = await desk.newcomer("alice"), await enroll(desk.sql, "bob")
+    group_id = await found_group(desk.sql, bob, alice.person)
+    [thread] = await append(desk.sql, [post_of(alice.person, group_id)])
+    for author in (alice.person, alice.person, alice.person, bob):
+        await append(desk.sql, [post_of(author, group_id, parent_id=thread.object_id)])
+    annotation = post_of(alice.person, group_id, parent_id=thread.object_id, kind=Kind.ANNOTATION_POSTED)
+    await append(desk.sql, [annotation])
+    written = (
+        "SELECT author_id FROM threads UNION ALL SELECT author_id FROM annotations"
+        " UNION ALL SELECT author_id FROM replies ORDER BY author_id"
+    )
+    async with desk.sql.transaction():
+        await desk.sql.execute("SELECT FROM group_heads FOR UPDATE")
+        deleting = asyncio.create_task(desk.ask(alice.peer, frames.AccountDelete, password=PASSWORD))
+        await desk.until_blocked()
+        assert [row[0] for row in await desk.sql.fetch(written)] == [bob.user_id, None, None, None, None, None]
+    await deleting
+    await verified_log(desk.sql, group_id)
+
+
 @pytest.mark.produces(ErrorCode.OWNS_GROUPS)
 async def test_an_owner_says_what_becomes_of_their_groups(desk: Desk) -> None:
     alice = await desk.newcomer("alice")
     bob = await enroll(desk.sql, "bob")
     owned = await found_group(desk.sql, alice.person, bob)
+    await append(desk.sql, [post_of(alice.person, owned)])
     with refused(ErrorCode.OWNS_GROUPS):
         await desk.ask(alice.peer, frames.AccountDelete, password=PASSWORD)
+    assert await desk.sql.fetchval("SELECT author_id FROM threads") == alice.user_id
     assert alice.peer.closed == []
     assert desk.published.events == []
     assert await desk.authenticate(alice.session.access_token)
