@@ -30,6 +30,10 @@ class Caller:
         """Whether the token reaches this group at all (membership is another matter)."""
         return self.groups is None or group_id in self.groups
 
+    def may_hear(self, group_id: bytes) -> bool:
+        """Whether pushes about this group are for the token: it reads, and reaches the group."""
+        return Scope.READ in self.scopes and self.may_see(group_id)
+
 
 @dataclass(frozen=True, slots=True)
 class LiveSession:

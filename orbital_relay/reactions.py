@@ -58,7 +58,7 @@ class Reactions:
                 continue  # the database is away; group.get shows the knock later
             if found is not None:
                 user_ids, push = found
-                self._registry.push_to_users(user_ids, push)
+                self._registry.push_about(knock.group_id, user_ids, push)
 
     def _revoke(self, hint: hints.Revoke) -> None:
         try:
@@ -72,6 +72,4 @@ class Reactions:
 
     def _move_cursor(self, hint: hints.CursorHint) -> None:
         push = CursorMoved(group_id=hint.group_id, name=hint.name, seq=hint.seq, hash=hint.hash)
-        for connection in self._registry.of_user(hint.user_id):
-            if connection.caller is not None and connection.caller.may_see(hint.group_id):
-                connection.offer(push)
+        self._registry.push_about(hint.group_id, [hint.user_id], push)

@@ -67,11 +67,12 @@ class Registry:
         """The user's connections here."""
         return list(self._by_user.get(user_id, ()))
 
-    def push_to_users(self, user_ids: Iterable[bytes], frame: Push) -> None:
-        """Push a frame to every connection of these users, except to readers who are behind."""
+    def push_about(self, group_id: bytes, user_ids: Iterable[bytes], frame: Push) -> None:
+        """Push a frame to those connections of these users that may hear of the group, except to readers who are behind."""
         for user_id in user_ids:
             for connection in self.of_user(user_id):
-                connection.offer(frame)
+                if connection.caller is not None and connection.caller.may_hear(group_id):
+                    connection.offer(frame)
 
     def end_sessions(self, session_ids: Iterable[bytes], code: CloseCode) -> None:
         """Close the connections of these sessions (or bot tokens)."""
