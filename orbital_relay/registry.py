@@ -68,7 +68,7 @@ class Registry:
         return list(self._by_user.get(user_id, ()))
 
     def push_about(self, group_id: bytes, user_ids: Iterable[bytes], frame: Push) -> None:
-        """Push a frame to those connections of these users that may hear of the group, except to readers who are behind."""
+        """Push to those connections of these users that may hear of the group, except to readers who are behind."""
         for user_id in user_ids:
             for connection in self.of_user(user_id):
                 if connection.caller is not None and connection.caller.may_hear(group_id):
