@@ -218,6 +218,9 @@ class Settings(Limits):
     lanes: Annotated[int, _about("append lanes, each with a database connection of its own", 1, 64)] = 2
     max_batch: Annotated[int, _about("appends in one transaction", 1, 4_096)] = 256
     lane_queue: Annotated[int, _about("appends that may wait in a lane", 1, 1_000_000)] = 8_192
+    lane_queue_bytes: Annotated[int, _about("bytes of appends that may wait in a lane, and one append", 1, 2**36)] = (
+        67_108_864
+    )
     ring_bytes: Annotated[int, _about("recent events kept for fan-out, all groups together", 0, 2**36)] = 67_108_864
     outbox_bytes: Annotated[int, _about("outgoing bytes that may wait for one session", 4_096, 2**30)] = 1_048_576
     slow_consumer_ms: Annotated[int, _about("time without a byte drained before a cut", 10, 600_000)] = 15_000

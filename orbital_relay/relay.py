@@ -230,6 +230,7 @@ class Relay:
                     relay_hex=self._relay_hex,
                     max_batch=settings.max_batch,
                     max_queue=settings.lane_queue,
+                    max_queue_bytes=settings.lane_queue_bytes,
                 )
                 for number in range(settings.lanes)
             ]

@@ -46,6 +46,7 @@ class Lane:
         relay_hex: str,
         max_batch: int,
         max_queue: int,
+        max_queue_bytes: int,
     ) -> None:
         self._number = number
         self._settings = settings
@@ -54,8 +55,10 @@ class Lane:
         self._relay_hex = relay_hex
         self._max_batch = max_batch
         self._max_queue = max_queue
+        self._max_queue_bytes = max_queue_bytes
         self._waiting: OrderedDict[bytes, deque[tuple[Post, Done]]] = OrderedDict()
         self._count = 0
+        self._bytes = 0  # of the ciphertexts that wait
         self._nudged = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -67,13 +70,14 @@ class Lane:
         """Queue a post; `done` gets its outcome. Raise Unavailable or Overloaded where it can't be queued."""
         if self._away:
             raise Unavailable
-        if self._count >= self._max_queue:
+        if self._count >= self._max_queue or self._bytes >= self._max_queue_bytes:
             raise Overloaded
         queue = self._waiting.get(post.group_id)
         if queue is None:
             queue = self._waiting[post.group_id] = deque()
         queue.append((post, done))
         self._count += 1
+        self._bytes += _bytes_of(post)
         self._idle.clear()
         self._nudged.set()
 
@@ -113,6 +117,7 @@ class Lane:
             if not queue:
                 del self._waiting[group_id]
         self._count -= len(batch)
+        self._bytes -= sum(_bytes_of(post) for post, _ in batch)
         return batch
 
     def _take_from(self, queue: deque[tuple[Post, Done]], batch: list[tuple[Post, Done]], ids: set[bytes]) -> None:
@@ -201,7 +206,7 @@ class Lane:
         logger.error("append.failed", lane=self._number, count=count)
         self._away = True
         waiting, self._waiting = self._waiting, OrderedDict()
-        self._count = 0
+        self._count = self._bytes = 0
         for queue in waiting.values():
             for _, done in queue:
                 done(ErrorCode.UNAVAILABLE)
@@ -219,6 +224,10 @@ class Lane:
                 except (TimeoutError, *DATABASE_AWAY):
                     continue
                 self._back()
+
+
+def _bytes_of(post: Post) -> int:
+    return len(post.encrypted_body) + len(post.encrypted_title or b"")
 
 
 class Writer:

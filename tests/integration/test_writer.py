@@ -16,7 +16,7 @@ from orbital_relay.metrics import Metrics
 from orbital_relay.store.pool import Connection, PoolSettings
 from orbital_relay.store.posts import Appended, Outcome, Post
 from orbital_relay.writer import Lane, Writer
-from tests.people import Person, connected, enroll, found_group
+from tests.people import Person, connected, enroll, found_group, new_id
 from tests.proxy import Proxy, proxied
 from tests.readers import DataPath, append, data_path, post_of
 
@@ -36,7 +36,9 @@ class Scene:
     metrics: Metrics = field(default_factory=Metrics)
 
     @asynccontextmanager
-    async def writing(self, dsn: str = "", *, max_batch: int = 256, max_queue: int = 1000) -> AsyncIterator[Writer]:
+    async def writing(
+        self, dsn: str = "", *, max_batch: int = 256, max_queue: int = 1000, max_queue_bytes: int = 1_000_000
+    ) -> AsyncIterator[Writer]:
         """A running writer of one lane."""
         lane = Lane(
             0,
@@ -46,6 +48,7 @@ class Scene:
             relay_hex=LANE_HEX,
             max_batch=max_batch,
             max_queue=max_queue,
+            max_queue_bytes=max_queue_bytes,
         )
         writer = Writer([lane])
         self.path.fanout.on_progress = writer.nudge
@@ -243,6 +246,20 @@ async def test_a_full_lane_is_overloaded_and_what_it_took_is_written(scene: Scen
             assert refused.value.frame(1).retry_after_ms
         assert seqs(await outcomes(futures)) == [*range(2, 13)]
         await outcomes([submit(writer, scene.post())])
+
+
+async def test_a_lane_is_full_of_bytes_too(scene: Scene) -> None:
+    """Thousands of large posts are more than thousands of small ones."""
+    large = [post_of(scene.ann, scene.group_ids[0], body=bytes(1_000)) for _ in range(3)]
+    async with scene.writing(max_queue_bytes=2_100) as writer:  # beside each body there is a title
+        for _ in range(2):  # what was written makes room again
+            async with scene.locked():
+                futures = [submit(writer, scene.post())]
+                await scene.lane_waits()
+                futures += [submit(writer, replace(post, object_id=new_id())) for post in large]
+                with pytest.raises(Overloaded):
+                    await submit(writer, scene.post())
+            assert all(isinstance(outcome, Appended) for outcome in await outcomes(futures))
 
 
 @pytest.mark.parametrize("place", [0, 1, 9, 24])
