@@ -22,7 +22,7 @@ DELIVERY_P99_MS: Final = 250.0
 
 _MEMBERS: Final = 1_000
 _POSTERS: Final = 4
-_IN_FLIGHT: Final = 32
+_IN_FLIGHT: Final = 16
 _WIRE_BYTES: Final = 260
 _SAMPLED: Final = 20
 _POSTS_A_SECOND_MAX: Final = 20_000
