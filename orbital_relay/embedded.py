@@ -203,7 +203,8 @@ class EmbeddedPostgres:
         except BaseException as error:
             await self.stop()
             if isinstance(error, OSError):  # a directory that isn't ours, a full disk
-                raise EmbeddedError(f"the embedded PostgreSQL can't use {self._layout.root}: {error}") from error
+                what = f"{error.filename or self._layout.root}: {error.strerror or error}"
+                raise EmbeddedError(f"the embedded PostgreSQL can't use {what}") from error
             raise
 
     async def stop(self) -> None:

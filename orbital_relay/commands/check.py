@@ -131,7 +131,7 @@ async def _database(settings: Settings, dsn: str) -> AsyncIterator[Check]:
     try:
         connection = await connect(dsn, application_name=APPLICATION_NAME, settings=limits)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        yield Check("database", "problem", f"does not answer: {error or type(error).__name__}")
+        yield Check("database", "problem", f"does not answer: {str(error) or 'no answer in time'}")
         return
     try:
         yield await _guarded("database", lambda: _server(connection))
@@ -151,7 +151,7 @@ async def _guarded(name: str, look: Callable[[], Awaitable[Check]]) -> Check:
     try:
         return await look()
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, StartupError) as error:
-        return Check(name, "problem", f"{error or type(error).__name__}")
+        return Check(name, "problem", str(error) or type(error).__name__)
 
 
 async def _server(connection: Connection) -> Check:
@@ -217,7 +217,8 @@ async def _schema(settings: Settings, dsn: str) -> Check:
 
 async def _permissions(connection: Connection) -> Check:
     if missing := await store.missing_privileges(connection):
-        return Check("permissions", "problem", f"lacks {', '.join(missing[:3])} … ({len(missing)}): see sql/roles.sql")
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""  # noqa: PLR2004  as many as are named
+        return Check("permissions", "problem", f"lacks {', '.join(missing[:3])}{more}: see sql/roles.sql")
     return Check("permissions", "ok", "may read and write every table")
 
 

@@ -440,6 +440,15 @@ async def test_check_names_a_database_that_is_away() -> None:
     assert "hunter2" not in ran.out + ran.err
 
 
+async def test_check_says_so_when_no_answer_comes() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        url = f"postgresql://orbital@127.0.0.1:{port}/orbital"
+        ran = await orbital("check", dsn=url, pool_connect_timeout_s=0.2)
+    assert ran.status == 1
+    assert ran.out.splitlines()[-1].endswith("does not answer: no answer in time")
+
+
 async def test_check_names_what_is_wrong_with_the_configuration() -> None:
     ran = await orbital("check", "--json", listen_port="many")
     assert ran.status == 1

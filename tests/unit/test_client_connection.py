@@ -317,6 +317,12 @@ async def test_nobody_there_is_a_lost_connection() -> None:
         await soon(Connection.open(url, on_push=Ears().push, pace=Ears().pace))
 
 
+async def test_tls_where_there_is_none_says_something() -> None:
+    async with fake_relay() as relay:
+        with pytest.raises(ConnectionLost, match=r"can't connect to wss://\S+: \w+"):
+            await soon(Connection.open(relay.url.replace("ws:", "wss:"), on_push=Ears().push, pace=Ears().pace))
+
+
 async def test_an_address_that_is_none_is_said_so() -> None:
     with pytest.raises(ValueError, match="example"):
         await soon(Connection.open("https://relay.example", on_push=Ears().push, pace=Ears().pace))

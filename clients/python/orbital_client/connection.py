@@ -138,7 +138,7 @@ class Connection:
         except InvalidURI as error:
             raise ValueError(str(error)) from None
         except (OSError, InvalidHandshake, TimeoutError) as error:
-            raise ConnectionLost(f"can't connect to {url}: {error or type(error).__name__}") from error
+            raise ConnectionLost(f"can't connect to {url}: {str(error) or type(error).__name__}") from error
         connection = cls(socket, on_push, pace)
         try:
             await connection._greet(timeout_s)
