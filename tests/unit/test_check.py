@@ -1,15 +1,13 @@
 """`check`, as far as it needs no database: clock, keys, disk, certificate."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from orbital_relay.commands import check
 from orbital_relay.config import Settings
+from tests.certificates import certificate
 
 
 @pytest.mark.parametrize(
@@ -32,26 +30,6 @@ def test_free_disk_is_that_of_where_the_data_will_be(tmp_path: Path, monkeypatch
     assert check._disk(tmp_path / "not" / "there" / "yet").status == "ok"
     monkeypatch.setattr(check, "_FREE_BYTES_MIN", 2**60)
     assert check._disk(tmp_path).status == "problem"
-
-
-def certificate(directory: Path, good_for: timedelta) -> tuple[Path, Path]:
-    key = Ed25519PrivateKey.generate()
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "relay.example")])
-    made_at = datetime.now(UTC) - timedelta(days=365)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(made_at)
-        .not_valid_after(datetime.now(UTC) + good_for)
-        .sign(key, None)
-    )
-    cert, secret = directory / "cert.pem", directory / "key.pem"
-    cert.write_bytes(built.public_bytes(Encoding.PEM))
-    secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return cert, secret
 
 
 @pytest.mark.parametrize(
