@@ -110,8 +110,6 @@ class Gateway:
             settings.host,
             settings.port,
             ssl=settings.ssl_context,
-            # Until this is over nobody counts the connection: 60 s, as it would be, is far too long.
-            ssl_handshake_timeout=None if settings.ssl_context is None else _OPEN_TIMEOUT_S,
             create_connection=partial(_CountedSocket, self),  # type: ignore[arg-type]  # called, never subclassed
             process_request=self._check_request,
             origins=[*allowed, None] if settings.allow_no_origin else allowed,
