@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any, Final
 
 from bench import wire
-from bench.figures import Plan, Result, percentile, say
+from bench.figures import Plan, Result, percentile, say, spread
 from bench.people import Population, populate
 from bench.stage import BenchError, Generator, Postgres, run, running_postgres, running_relay
 
@@ -71,6 +71,7 @@ def _judge(runs: Sequence[Run], sends: Sequence[float]) -> Result:
     details = {"p99_ms": round(median(run.p99_ms for run in runs), 1), "runs_in_time": sum(run.counts for run in runs)}
     if not sends:
         return Result("fanout", ours, None, None, BAR, None, details)
+    details |= spread(sends)
     ratio = ours / median(sends)
     return Result("fanout", ours, median(sends), ratio, BAR, ratio >= BAR and all(run.counts for run in runs), details)
 

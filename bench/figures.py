@@ -81,6 +81,11 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
+def spread(yardsticks: Sequence[float]) -> dict[str, float]:
+    """How far apart the yardstick's runs were, as a share of their median: the noise of the machine meanwhile."""
+    return {"yardstick_spread": round((max(yardsticks) - min(yardsticks)) / median(yardsticks), 2)}
+
+
 def say(text: str) -> None:
     """Tell whoever watches what happens."""
     print(text, flush=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
-from bench.figures import Plan, Result, say
+from bench.figures import Plan, Result, say, spread
 from bench.people import Population, populate
 from bench.pgbench import Yardstick
 from bench.stage import Generator, Postgres, running_postgres, running_relay
@@ -39,7 +39,9 @@ async def measure(plan: Plan) -> Result:
             rows.append(await yardstick.rate(clients, plan.seconds))
             say(f"  run {number}: {ours[-1]:,.0f} posts/s, pgbench with {clients} clients {rows[-1]:,.0f} rows/s")
     ratio = median(ours) / median(rows)
-    return Result("ingest", median(ours), median(rows), ratio, BAR, ratio >= BAR, {"pgbench_clients": clients})
+    return Result(
+        "ingest", median(ours), median(rows), ratio, BAR, ratio >= BAR, {"pgbench_clients": clients, **spread(rows)}
+    )
 
 
 async def _best_clients(yardstick: Yardstick, candidates: Sequence[int], seconds: float) -> int:
