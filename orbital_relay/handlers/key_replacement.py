@@ -82,8 +82,8 @@ class KeyReplacement:
     async def _look(
         self, user_id: bytes, new: NewKeys, written: Sequence[Written]
     ) -> tuple[bytes, list[Cursor] | None]:
-        """The signing key in force, and what an earlier try of this very request came to."""
-        async with self._database.connection() as connection:
+        """The signing key in force, and what an earlier try of this very request came to, as of one moment."""
+        async with self._database.snapshot() as connection:
             account = await accounts.find(connection, user_id)
             if account is None:
                 raise Unauthenticated("The account is gone.")

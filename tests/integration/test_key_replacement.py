@@ -14,6 +14,8 @@ from orbital_protocol.codes import ErrorCode, Kind
 from orbital_protocol.frames import KeyReplaceOk, PublicKey, SignedStatement
 from orbital_protocol.statements import MAX_STATEMENT_BYTES, GroupUpdated, KeyReplaced, MemberLeft, key_preimage
 from orbital_relay.handlers.key_replacement import MAX_KEYS
+from orbital_relay.store import key_replacement as store
+from orbital_relay.store.pool import Connection
 from tests.accounts import Desk, Guest, desk_on, stranger
 from tests.people import Person, admit, append, enroll, found_group, new_id, says, sign, view, write
 from tests.worlds import refused, verified_log, verify_everything
@@ -144,6 +146,23 @@ async def test_the_same_twice_at_once_happens_once(desk: Desk, setting: Setting)
     assert len({(head.group_id, head.seq, head.hash) for answer in answers for head in answer.heads}) == 2
     assert len(desk.published.events) == 2
     await verify_everything(desk.sql)
+
+
+async def test_a_retry_that_sees_the_first_try_succeed_gets_its_answer(
+    desk: Desk, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one commits after the second one has read the old keys, and before it looks for the statements."""
+    signed = [await statement_of(desk, setting.fresh, group_id) for group_id in setting.mine]
+    first: list[KeyReplaceOk] = []
+
+    async def list_memberships(connection: Connection, user_id: bytes) -> frozenset[bytes]:
+        monkeypatch.undo()
+        first.append(await replace(desk, setting.alice, setting.fresh, *signed))
+        return await store.list_memberships(connection, user_id)
+
+    monkeypatch.setattr(store, "list_memberships", list_memberships)
+    again = await replace(desk, setting.alice, setting.fresh, *signed)
+    assert [answer.heads for answer in first] == [again.heads]
 
 
 async def test_one_pair_of_keys_after_the_other(desk: Desk) -> None:
