@@ -67,12 +67,13 @@ class Subscription:
 class Channel:
     """One group on this relay: how far its live subscribers are, and how far its log is known to have come."""
 
-    __slots__ = ("busy", "fetched", "fetching", "gone", "group_id", "live", "position", "target", "watchers")
+    __slots__ = ("busy", "fetched", "fetching", "gone", "group_id", "heard", "live", "position", "target", "watchers")
 
     def __init__(self, group_id: bytes) -> None:
         self.group_id = group_id
         self.position = 0
         self.target = 0
+        self.heard = 0  # the furthest wake-up since the store was last asked, believed or not
         self.live: set[Subscription] = set()
         self.watchers = 0  # subscriptions that are live or on their way
         self.busy = False  # queued or being delivered
@@ -114,7 +115,10 @@ class Fanout:
     def wake(self, group_id: bytes, seq: int, source: WakeSource) -> None:
         """A group's log has come to `seq`, or so it is said."""
         channel = self._channels.get(group_id)
-        if channel is None or seq <= channel.target:
+        if channel is None:
+            return
+        channel.heard = max(channel.heard, seq)
+        if seq <= channel.target:
             return
         self._metrics.wakeups[source].inc()
         channel.target = seq
@@ -313,7 +317,7 @@ class Fanout:
 
     async def _fetch(self, channel: Channel) -> None:
         """Get what follows the channel's position, or end the channel where nothing can follow."""
-        position, target = channel.position, channel.target
+        position, channel.heard = channel.position, 0
         async with self._database.connection() as connection:
             events = await event_store.read_events(connection, channel.group_id, position, _FETCH_EVENTS)
             heads = [] if events else await event_store.read_heads(connection, [channel.group_id])
@@ -324,8 +328,8 @@ class Fanout:
             channel.target = max(channel.target, events[-1].seq)
         elif events or (heads and heads[0].deleted) or channel.gone:
             self._finish(channel)  # only a deleted group has a log that begins late, or none
-        elif channel.target == target:
-            channel.target = position  # a wake-up that spoke of more than there is
+        else:  # a wake-up spoke of more than there is; those that came since the store was asked may be right
+            channel.target = max(position, channel.heard)
 
     def _finish(self, channel: Channel) -> None:
         for subscription in list(channel.live):

@@ -96,6 +96,18 @@ async def test_a_wake_up_that_comes_while_the_store_is_read_is_not_lost(scene: S
     assert seqs(await reader.has(scene.group_id, 4)) == [1, 2, 3, 4]
 
 
+async def test_a_true_wake_up_is_not_lost_behind_a_lie_while_the_store_is_read(scene: Scene) -> None:
+    reader = await scene.path.reader(scene.bob).from_start(scene.group_id)
+    database = scene.path.fanout_database
+    database.gate.clear()
+    scene.path.fanout.wake(scene.group_id, 100, "notify")
+    await database.asked.wait()
+    [event] = await scene.post(1, announce=False)
+    scene.path.fanout.wake(scene.group_id, event.seq, "notify")
+    database.gate.set()
+    assert seqs(await reader.has(scene.group_id, event.seq)) == [1, 2, 3]
+
+
 async def test_what_another_relay_posted_between_comes_from_the_store(scene: Scene) -> None:
     """One event is ours and in the ring, the one before it is not."""
     reader = await scene.path.reader(scene.bob).from_start(scene.group_id)
