@@ -54,7 +54,7 @@ END $$;
 -- transaction inserted after our check raises unique_violation: the caller splits the batch and tries again.
 --
 -- The settings keep the plans on the indexes: they are made while the tables are small and live as long as the
--- connection. Without the first, a small batch would be planned anew each time, which takes longer than to append it.
+-- connection. Without the first, a small batch would be planned anew each time, which costs as much as to append it.
 CREATE FUNCTION append_posts_v1(
     relay TEXT, group_ids UUID[], kinds SMALLINT[], object_ids UUID[], parent_ids UUID[], author_ids UUID[],
     key_epochs INTEGER[], titles TEXT[], bodies TEXT[], fields BYTEA[], contents BYTEA[]
