@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any, TypeVar
 
 import bcrypt
@@ -121,6 +122,22 @@ class Race:
         self.sql = arena.sql
         self.group_id = group_id
         self.listeners: dict[tuple[str, int], Talk] = {}
+        self._streams: list[Stream] = []
+
+    async def close(self) -> None:
+        """End what is still under way."""
+        for stream in self._streams:
+            await stream.close()
+        for talk in self.listeners.values():
+            if not talk.is_closed.is_set():
+                await talk.ask(frames.Unsubscribe, groups=[self.group_id])
+
+    async def stream(self, name: str, relay: int) -> "Stream":
+        """Somebody posts; when this returns, posts are being acknowledged, and more are under way."""
+        stream = Stream(self, await self.arena.talk(name, relay))
+        self._streams.append(stream)
+        await stream.flows()
+        return stream
 
     async def listen(self, name: str, relay: int) -> Talk:
         """Subscribe somebody, from the log's beginning, until they are live."""
@@ -136,6 +153,20 @@ class Race:
     def heard(self, name: str, relay: int) -> list[Event]:
         """What a listener has heard of this group."""
         return [event for event in self.listeners[name, relay].events if event.group_id == self.group_id]
+
+    async def gone(self, name: str, relay: int) -> str:
+        """Wait until a listener is told that the group is gone, once; say why."""
+        talk = self.listeners[name, relay]
+
+        def reasons() -> list[str]:
+            pushes = [push for push in talk.pushes if isinstance(push, frames.GroupGone)]
+            return [push.reason for push in pushes if push.group_id == self.group_id]
+
+        async with asyncio.timeout(LIMIT_S), talk._changed:
+            await talk._changed.wait_for(reasons)
+        await talk.ask(frames.Ping)  # whatever was queued before its answer has come now
+        [reason] = reasons()
+        return reason
 
     async def says(
         self,
@@ -246,10 +277,8 @@ class Race:
         Its last events may be gone before they reach a listener on the other relay.
         """
         answers = {answer.seq: answer.hash for stream in streams for answer in stream.acknowledged}
-        for (name, relay), talk in self.listeners.items():
-            gone = await talk.hear(frames.GroupGone)
-            assert gone == frames.GroupGone(group_id=self.group_id, reason="deleted")
-            await talk.ask(frames.Ping)
+        for name, relay in self.listeners:
+            assert await self.gone(name, relay) == "deleted"
             heard = self.heard(name, relay)
             check_steps(heard)
             assert all(event.hash == answers.get(event.seq, event.hash) for event in heard)
@@ -320,14 +349,12 @@ async def racing(arena: Arena, owner: str, *others: str, admin: str | None = Non
     if admin is not None:
         await admit(arena.sql, group_id, people[owner], people[admin], Role.ADMIN)
     race = Race(arena, group_id)
-    for relay in (0, 1):
-        await race.listen(WITNESS, relay)
     try:
+        for relay in (0, 1):
+            await race.listen(WITNESS, relay)
         yield race
     finally:
-        for talk in race.listeners.values():
-            if not talk.is_closed.is_set():
-                await talk.ask(frames.Unsubscribe, groups=[group_id])
+        await race.close()
 
 
 # ── running ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -374,9 +401,17 @@ class Stream:
         self._task = asyncio.create_task(self._run(), name="stream")
 
     def _post(self) -> "asyncio.Future[Ok]":
-        return self._talk.send(frames.ThreadPost(id=self._talk.next_id(), **self._race.thread()))
+        answer = self._talk.send(frames.ThreadPost(id=self._talk.next_id(), **self._race.thread()))
+        answer.add_done_callback(_take_note)
+        return answer
 
     async def _run(self) -> None:
+        try:
+            await self._post_on()
+        finally:
+            self._flowing.set()
+
+    async def _post_on(self) -> None:
         under_way = deque(self._post() for _ in range(IN_FLIGHT))
         while under_way:
             try:
@@ -384,7 +419,7 @@ class Stream:
             except Refused as refused:
                 self.refused = ErrorCode(refused.code)
             except (ConnectionError, ConnectionClosed):
-                break  # the account is gone, and its connections with it
+                return  # the account is gone, and its connections with it
             else:
                 assert self.refused is None, "carried out after an earlier one was refused"
                 assert isinstance(answer, PostOk)
@@ -392,7 +427,6 @@ class Stream:
                 under_way.append(self._post())
             if len(self.acknowledged) > IN_FLIGHT:
                 self._flowing.set()
-        self._flowing.set()
 
     async def flows(self) -> None:
         """Wait until posts are being acknowledged."""
@@ -405,17 +439,22 @@ class Stream:
             await self._task
         return [answer.seq for answer in self.acknowledged]
 
+    async def close(self) -> None:
+        """Stop, whatever the relays say."""
+        self._task.cancel()
+        await asyncio.wait({self._task})
 
-def acknowledged_at_least(streams: Sequence[Stream], log: Sequence[Event]) -> None:
+
+def _take_note(answer: "asyncio.Future[Ok]") -> None:
+    """Nobody may be left to hear of a failure: when the connection is gone, or the test has failed already."""
+    if not answer.cancelled():
+        answer.exception()
+
+
+def all_in_place(streams: Sequence[Stream], log: Sequence[Event]) -> None:
     """Every acknowledged post is in the log where its answer said."""
     hashes = {event.seq: event.hash for event in log}
     assert all(hashes[answer.seq] == answer.hash for stream in streams for answer in stream.acknowledged)
-
-
-def acknowledged_once(streams: Sequence[Stream], log: Sequence[Event]) -> None:
-    """The same, and no other post is there."""
-    acknowledged_at_least(streams, log)
-    assert sum(event.kind == Kind.THREAD_POSTED for event in log) == sum(len(each.acknowledged) for each in streams)
 
 
 async def one_by_one(requests: Iterable[Ready]) -> list[Ok]:
@@ -434,40 +473,35 @@ async def one_by_one(requests: Iterable[Ready]) -> list[Ok]:
 
 
 async def test_no_post_is_acknowledged_after_its_authors_removal(arena: Arena) -> None:
+    """The group goes on at once, and the removed hear nothing of it on any relay."""
     for round_ in range(ROUNDS):
         async with racing(arena, "ann", "bob", "cleo") as race:
             for relay in (0, 1):
                 await race.listen("bob", relay)
             removal = await race.remove("ann", round_ // 2 % 2, "bob")
-            streams = [
-                Stream(race, await arena.talk("bob", round_ % 2)),
-                Stream(race, await arena.talk("cleo", 1 - round_ % 2)),
-            ]
-            for stream in streams:
-                await stream.flows()
+            streams = [await race.stream("bob", round_ % 2), await race.stream("cleo", 1 - round_ % 2)]
             removed = await removal.send()
             assert isinstance(removed, ControlOk)
+            await (await race.rekey("cleo", round_ % 2)).send()
+            await race.post("cleo", round_ % 2, key_epoch=2)
             for stream in streams:
                 assert max(await stream.end()) < removed.seq
-            assert [stream.refused for stream in streams] == [ErrorCode.NOT_FOUND, ErrorCode.REKEY_REQUIRED]
+            assert streams[0].refused == ErrorCode.NOT_FOUND
+            assert streams[1].refused in (ErrorCode.REKEY_REQUIRED, ErrorCode.STALE_KEY_EPOCH)
             log = await race.settle()
-            acknowledged_once(streams, log)
-            assert log[-1].seq == removed.seq
+            all_in_place(streams, log)
+            kinds = [event.kind for event in log]
+            assert kinds[removed.seq - 1 :] == [Kind.MEMBER_REMOVED, Kind.GROUP_REKEYED, Kind.THREAD_POSTED]
             for relay in (0, 1):
                 assert race.heard("bob", relay)[-1].seq == removed.seq
-                assert (await race.listeners["bob", relay].hear(frames.GroupGone)).reason == "removed"
+                assert await race.gone("bob", relay) == "removed"
 
 
 async def test_no_post_under_the_old_key_is_acknowledged_after_a_rekey(arena: Arena) -> None:
     for round_ in range(ROUNDS):
         async with racing(arena, "ann", "bob", "cleo") as race:
             rekey = await race.rekey("ann", round_ // 2 % 2)
-            streams = [
-                Stream(race, await arena.talk("bob", round_ % 2)),
-                Stream(race, await arena.talk("cleo", 1 - round_ % 2)),
-            ]
-            for stream in streams:
-                await stream.flows()
+            streams = [await race.stream("bob", round_ % 2), await race.stream("cleo", 1 - round_ % 2)]
             rekeyed = await rekey.send()
             assert isinstance(rekeyed, ControlOk)
             for stream in streams:
@@ -475,6 +509,7 @@ async def test_no_post_under_the_old_key_is_acknowledged_after_a_rekey(arena: Ar
                 assert stream.refused == ErrorCode.STALE_KEY_EPOCH
             await race.post("bob", round_ % 2, key_epoch=2)
             log = await race.settle()
+            all_in_place(streams, log)
             assert [event.key_epoch for event in log] == [1] * rekeyed.seq + [2]
 
 
@@ -482,12 +517,7 @@ async def test_no_post_is_acknowledged_after_its_groups_deletion(arena: Arena) -
     for round_ in range(ROUNDS):
         async with racing(arena, "ann", "bob", "cleo") as race:
             deletion = await race.says("ann", round_ // 2 % 2, frames.GroupDelete, GroupDeleted)
-            streams = [
-                Stream(race, await arena.talk("bob", round_ % 2)),
-                Stream(race, await arena.talk("cleo", 1 - round_ % 2)),
-            ]
-            for stream in streams:
-                await stream.flows()
+            streams = [await race.stream("bob", round_ % 2), await race.stream("cleo", 1 - round_ % 2)]
             deleted = await deletion.send()
             assert isinstance(deleted, ControlOk)
             for stream in streams:
@@ -527,10 +557,8 @@ async def test_a_deleted_account_posts_no_more_and_its_posts_have_no_author(aren
             shared = [await stack.enter_async_context(racing(arena, "ann", "bob", doomed.username)) for _ in range(3)]
             own = await stack.enter_async_context(racing(arena, doomed.username, "bob"))
             deletion = await deletion_of(arena, doomed.username, here)
-            theirs = {race: Stream(race, await arena.talk(doomed.username, there)) for race in (*shared, own)}
-            others = {race: Stream(race, await arena.talk("bob", here)) for race in (*shared, own)}
-            for stream in (*theirs.values(), *others.values()):
-                await stream.flows()
+            theirs = {race: await race.stream(doomed.username, there) for race in (*shared, own)}
+            others = {race: await race.stream("bob", here) for race in (*shared, own)}
             async with asyncio.timeout(LIMIT_S):
                 await deletion.send()
             for stream in (*theirs.values(), *others.values()):
@@ -540,7 +568,7 @@ async def test_a_deleted_account_posts_no_more_and_its_posts_have_no_author(aren
             for race in shared:
                 assert others[race].refused == ErrorCode.REKEY_REQUIRED
                 log = await race.settle()
-                acknowledged_at_least([theirs[race], others[race]], log)
+                all_in_place([theirs[race], others[race]], log)
                 assert (log[-1].kind, log[-1].object_id) == (Kind.MEMBER_LEFT, doomed.user_id)
                 posts = [event.actor_id for event in log if event.kind == Kind.THREAD_POSTED]
                 assert await race.authors() == [None if author == doomed.user_id else author for author in posts]
@@ -566,6 +594,32 @@ async def test_a_deleted_account_is_in_no_group_however_late_it_joined(arena: Ar
                 came_and_went = kinds[-2:] == [Kind.MEMBER_JOINED, Kind.MEMBER_LEFT]
                 assert came_and_went == (Kind.MEMBER_LEFT in kinds)
                 assert came_and_went or number >= len(joined)
+
+
+async def test_two_accounts_and_a_group_are_deleted_at_once(arena: Arena) -> None:
+    """They share groups, each owns one in which the other posted, and posted in the one that goes, and left it."""
+    for round_ in range(ROUNDS // 2):
+        names = [(await doom(arena, f"{name}_{round_}")).username for name in ("rhea", "zeus")]
+        async with AsyncExitStack() as stack:
+            shared = [await stack.enter_async_context(racing(arena, "ann", "bob", *names)) for _ in range(2)]
+            left = await stack.enter_async_context(racing(arena, "ann", "bob", *names))
+            own = [await stack.enter_async_context(racing(arena, one, other)) for one, other in permutations(names)]
+            for race in (*shared, *own, left):
+                posts = [Ready(await arena.talk(name, 0), frames.ThreadPost, race.thread()) for name in names * 8]
+                await outcomes(post.send() for post in posts)
+            for name in names:
+                await (await left.says(name, 0, frames.GroupLeave, MemberLeft)).send()
+            deletions = [await deletion_of(arena, name, relay) for relay, name in enumerate(names)]
+            burial = await left.says("ann", round_ % 2, frames.GroupDelete, GroupDeleted)
+            async with asyncio.timeout(LIMIT_S):
+                await asyncio.gather(*map(insist, (*deletions, burial) if round_ % 2 else (burial, *deletions)))
+            for race in shared:
+                kinds = [event.kind for event in await race.settle()]
+                assert kinds[-2:] == [Kind.MEMBER_LEFT, Kind.MEMBER_LEFT]
+                assert set(await race.authors()) == {None}
+            for race in (*own, left):
+                [last] = await arena.sql.fetch("SELECT seq, hash FROM events WHERE group_id = $1", race.group_id)
+                await race.ended(last["seq"], last["hash"], [])
 
 
 # ── keys ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -57,7 +57,7 @@ from tests.relays import RunningRelay, running_relay
 from tests.talk import Refused, Talk, token_of
 from tests.worlds import verified_log
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 T = TypeVar("T")
 
@@ -179,6 +179,7 @@ a_stranger = _likely(lambda group, name: name not in group.roles)
 a_knocker = _likely(lambda group, name: name in group.knocks)
 a_banned = _likely(lambda group, name: name in group.banned)
 a_link = _one_of(lambda machine: machine.links)
+any_post = _one_of(lambda machine: machine.posts)
 a_post = _one_of(lambda machine: [*(post for post in machine.posts if not post.model.erased), *machine.posts])
 
 seldom = st.sampled_from([False] * 7 + [True])
@@ -428,16 +429,20 @@ class GroupMachine(RuleBasedStateMachine):
         if self.run(self._say(actor, frames.InviteRevoke, InviteRevoked, verdict, manner, invite_id=link.invite_id)):
             link.model.revoked = True
 
-    @precondition(lambda self: self.links or not self.group.deleted)
-    @rule(name=a_stranger, link=_one_of(lambda machine: [None, *machine.links]), signed=mostly, manner=manners)
-    def join(self, name: str, link: Link | None, signed: bool, manner: Manner) -> None:
-        """By a link of old, or by one that the owner makes for this."""
-        if link is None and not self.group.deleted:
-            owner = next(name for name in NAMES if self.group.role(name) == Role.OWNER)
-            if self.group.rekey_required:
-                self._rekey(owner)
-            self._invite(owner, 1, Manner())
-        self.run(self._join(name, link or self.links[-1], signed, manner))
+    @precondition(lambda self: self.links)
+    @rule(name=a_stranger, link=a_link, signed=mostly, manner=manners)
+    def join(self, name: str, link: Link, signed: bool, manner: Manner) -> None:
+        self.run(self._join(name, link, signed, manner))
+
+    @precondition(lambda self: not self.group.deleted)
+    @rule(name=a_stranger, lost=seldom)
+    def come_in(self, name: str, lost: bool) -> None:
+        """By a link that the owner makes for this, after the rekey that may be due."""
+        owner = next(name for name in NAMES if self.group.role(name) == Role.OWNER)
+        if self.group.rekey_required:
+            self._rekey(owner)
+        self._invite(owner, 1, Manner())
+        self.run(self._join(name, self.links[-1], True, Manner(lost=lost)))
 
     async def _join(self, name: str, link: Link, signed: bool, manner: Manner) -> None:
         signature = link.signature_for(self.group_id, self.scene.people[name], signed=signed)
@@ -524,7 +529,7 @@ class GroupMachine(RuleBasedStateMachine):
     # ── members ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @precondition(_has_subjects)
-    @rule(name=a_subject, manner=manners)
+    @rule(name=st.one_of(a_subject, a_member), manner=manners)
     def leave(self, name: str, manner: Manner) -> None:
         if self.run(self._say(name, frames.GroupLeave, MemberLeft, self.group.may_leave(name), manner)):
             self.group.left(name)
@@ -606,7 +611,7 @@ class GroupMachine(RuleBasedStateMachine):
         self._post(author, Kind.THREAD_POSTED, None, self._thread(self._epoch(other_key)), lost=lost)
 
     @precondition(lambda self: self.posts)
-    @rule(author=a_member, parent=a_post, annotates=st.booleans(), other_key=seldom, lost=seldom)
+    @rule(author=a_member, parent=any_post, annotates=st.booleans(), other_key=seldom, lost=seldom)
     def attach(self, author: str, parent: Posted, annotates: bool, other_key: bool, lost: bool) -> None:
         """A reply or an annotation."""
         frame: dict[str, Any] = {"id": 0, "group_id": self.group_id, "encrypted_body": b"body"}
@@ -675,7 +680,7 @@ class GroupMachine(RuleBasedStateMachine):
         return [answer for answer in answers if isinstance(answer, frames.PostOk)]
 
     @precondition(lambda self: self.posts)
-    @rule(posted=a_post, by=anybody, by_another=seldom, altered=st.booleans(), lost=seldom)
+    @rule(posted=any_post, by=anybody, by_another=seldom, altered=st.booleans(), lost=seldom)
     def repeat_post(self, posted: Posted, by: str, by_another: bool, altered: bool, lost: bool) -> None:
         """The first answer again, even where the ciphertext is another now."""
         sender = by if by_another else posted.model.author
@@ -775,7 +780,7 @@ def test_whatever_happens_to_a_group_is_as_the_model_says(scene: Scene) -> None:
     run_state_machine_as_test(
         OnTheScene,
         settings=settings(
-            max_examples=50,
+            max_examples=80,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
