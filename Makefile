@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TYPED := orbital_relay protocol/orbital_protocol clients/python/orbital_client bench examples
 # Tests run in this many processes; each has a PostgreSQL of its own.
 TEST_PROCESSES ?= 2
-# `make test ARGS="tests/unit -k codec"` narrows the run; run, demo and bench hand ARGS on too.
+# `make test ARGS="tests/protocol -k codec"` narrows the run; run, demo and bench hand ARGS on too.
 ARGS ?=
 
 .DEFAULT_GOAL := help
