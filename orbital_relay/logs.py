@@ -33,6 +33,7 @@ _LIBRARY: Final = "library.message"
 _ID_BYTES: Final = 16
 _TEXT_MAX: Final = 500
 _ITEMS_MAX: Final = 60
+_TIME_CHARACTERS: Final = len("2026-02-03 04:05:06.789")
 
 
 class Event(NamedTuple):
@@ -296,11 +297,13 @@ def _json(_logger: WrappedLogger, _method: str, kept: EventDict) -> str:
 
 
 def _console(*, colors: bool) -> list[Processor]:
-    return [_stack_below, structlog.dev.ConsoleRenderer(timestamp_key="time", colors=colors, sort_keys=False)]
+    return [_short, structlog.dev.ConsoleRenderer(timestamp_key="time", colors=colors, sort_keys=False)]
 
 
-def _stack_below(_logger: WrappedLogger, _method: str, kept: EventDict) -> EventDict:
-    """Give the traceback to the console under the key that it prints below the line."""
+def _short(_logger: WrappedLogger, _method: str, kept: EventDict) -> EventDict:
+    """Fit for a terminal: milliseconds, one relay without its id, the traceback under the key that is printed below."""
+    kept.pop("relay_id", None)
+    kept["time"] = str(kept["time"]).replace("T", " ")[:_TIME_CHARACTERS]
     if lines := kept.pop("traceback", None):
         kept["exception"] = "\n".join(lines)
     return kept

@@ -103,6 +103,15 @@ def test_form(
     assert ("\x1b[" in text) is (console and terminal)
 
 
+def test_a_console_needs_neither_the_relay_nor_microseconds(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "console", relay_id=ID)
+    logs.get().info("relay.starting", pid=7)
+    line = capsys.readouterr().err
+    assert "pid=7" in line
+    assert ID_TEXT not in line
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \[", line)
+
+
 def test_a_console_shows_the_traceback_below_the_line(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "console")
     try:
