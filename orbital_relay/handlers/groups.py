@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Final
 
 from msgspec.structs import asdict, replace
 
@@ -34,6 +35,8 @@ from orbital_relay.store import groups, invites, members
 from orbital_relay.store.groups import Group
 from orbital_relay.store.pool import Database
 from orbital_relay.store.retries import retried
+
+_EPOCHS_A_PAGE: Final = 64
 
 
 class Groups:
@@ -121,15 +124,19 @@ class Groups:
         return answer(request, await self._control.carry_out(peer, signed, _leave))
 
     async def keys(self, peer: Peer, request: frames.GroupKeys) -> GroupKeysOk:
-        """Every wrap ever made for the caller in a group of theirs."""
+        """The wraps ever made for the caller in a group of theirs, a page of epochs at a time."""
         caller = require_caller(peer)
         if not caller.may_see(request.group_id):
             raise NotFound
         async with self._database.connection() as connection:
-            wraps = await members.list_group_keys(connection, request.group_id, caller.user_id)
+            wraps = await members.list_group_keys(
+                connection, request.group_id, caller.user_id, request.after_key_epoch or 0, _EPOCHS_A_PAGE + 1
+            )
         if wraps is None:
             raise NotFound
-        return GroupKeysOk(id=request.id, keys=wraps)
+        beyond = sorted({wrap.key_epoch for wrap in wraps})[_EPOCHS_A_PAGE:]  # one more tells whether there is more
+        page = [wrap for wrap in wraps if wrap.key_epoch not in beyond]
+        return GroupKeysOk(id=request.id, keys=page, more=bool(beyond))
 
     async def rekey(self, peer: Peer, request: frames.GroupRekey) -> ControlOk:
         """Put a new key in force, wrapped for exactly the members that there are."""

@@ -161,9 +161,11 @@ async def rekey(
     )
 
 
-async def list_group_keys(connection: Connection, group_id: bytes, user_id: bytes) -> list[frames.GroupKey] | None:
-    """Every wrap ever made for a member, oldest epoch first; None for whoever is none."""
-    rows = await connection.fetch(_LIST_KEYS, group_id, user_id)
+async def list_group_keys(
+    connection: Connection, group_id: bytes, user_id: bytes, after_key_epoch: int, epochs: int
+) -> list[frames.GroupKey] | None:
+    """The wraps ever made for a member, of so many epochs after one, oldest first; None for whoever is no member."""
+    rows = await connection.fetch(_LIST_KEYS, group_id, user_id, after_key_epoch, epochs)
     if not rows:
         return None
     return [

@@ -319,7 +319,8 @@ def _group() -> Iterator[Exchange]:
         f.GroupKey(key_epoch=epoch, encrypted_group_key=cipher(f"wrap alice {epoch}", 64), created_at=START_AT + epoch)
         for epoch in (1, 2)
     ]
-    yield keys, f.GroupKeysOk(id=0, keys=group_keys)
+    yield keys, f.GroupKeysOk(id=0, keys=group_keys[:1], more=True)
+    yield replace(keys, after_key_epoch=1), f.GroupKeysOk(id=0, keys=group_keys[1:])
     rekey = _control(
         f.GroupRekey,
         "group.rekeyed 2",

@@ -368,6 +368,7 @@ class GroupLeave(ControlRequest, tag="group.leave"):
 
 class GroupKeys(Request, tag="group.keys"):
     group_id: Id
+    after_key_epoch: KeyEpoch | None = None
 
 
 class GroupRekey(ControlRequest, tag="group.rekey"):
@@ -725,6 +726,7 @@ class GroupGetOk(Ok, tag="ok"):
 
 class GroupKeysOk(Ok, tag="ok"):
     keys: list[GroupKey]
+    more: bool = False
 
 
 class MemberListOk(Ok, tag="ok"):

@@ -121,10 +121,14 @@ WITH head AS (
 INSERT INTO group_keys (group_id, user_id, key_epoch, encrypted_group_key)
 SELECT $1, w.user_id, $2, w.encrypted_group_key FROM wraps w;
 
--- Every wrap ever made for a member; one row of nulls where there is none, no row for whoever is not a member.
--- name: list_group_keys(group_id, user_id)
+-- The wraps ever made for a member, of so many epochs after one; one row of nulls where there is none, no row for
+-- whoever is not a member.
+-- name: list_group_keys(group_id, user_id, after_key_epoch, epochs)
 SELECT k.key_epoch, k.encrypted_group_key, to_us(k.created_at)
-FROM members m LEFT JOIN group_keys k ON k.group_id = m.group_id AND k.user_id = m.user_id
+FROM members m
+LEFT JOIN group_keys k ON k.group_id = m.group_id AND k.user_id = m.user_id AND k.key_epoch IN (
+    SELECT DISTINCT key_epoch FROM group_keys WHERE group_id = $1 AND user_id = $2 AND key_epoch > $3
+    ORDER BY key_epoch LIMIT $4)
 WHERE m.group_id = $1 AND m.user_id = $2
 ORDER BY k.key_epoch, k.id;
 

@@ -104,6 +104,25 @@ async def test_a_repeated_rekey_gets_the_first_answer(world: World) -> None:
     assert len((await world.ask(alice, frames.GroupKeys, group_id=group_id)).keys) == 2
 
 
+async def test_keys_of_many_epochs_come_in_pages_of_whole_epochs(world: World) -> None:
+    alice = await world.person("alice")
+    group_id = await world.group(alice)
+    await world.sql.execute(
+        "INSERT INTO group_keys (group_id, user_id, key_epoch, encrypted_group_key)"
+        " SELECT $1, $2, epoch, 'aGk=' FROM generate_series(2, 150) AS epoch, generate_series(1, 2)",
+        *(group_id, alice.user_id),
+    )
+    found: list[int] = []
+    more, pages = True, 0
+    while more:
+        after = found[-1] if found else None
+        page = await world.ask(alice, frames.GroupKeys, group_id=group_id, after_key_epoch=after)
+        found += [key.key_epoch for key in page.keys]
+        more, pages = page.more, pages + 1
+    assert found == [1, *(epoch for epoch in range(2, 151) for _ in range(2))]
+    assert pages == 3
+
+
 async def test_any_member_answers_a_rekey_that_is_due(world: World) -> None:
     alice, bob, carol = await world.people("alice", "bob", "carol")
     group_id = await world.group(alice, bob, carol)

@@ -223,7 +223,15 @@ class Group:
 
     async def keys(self) -> list[GroupKey]:
         """All wraps of group keys that were ever made for this user."""
-        return (await self._relay.request(GroupKeys(id=0, group_id=self.group_id), GroupKeysOk)).keys
+        keys: list[GroupKey] = []
+        more = True
+        while more:
+            after = keys[-1].key_epoch if keys else None
+            request = GroupKeys(id=0, group_id=self.group_id, after_key_epoch=after)
+            page = await self._relay.request(request, GroupKeysOk)
+            keys += page.keys
+            more = page.more
+        return keys
 
     async def members(self) -> list[Member]:
         """The members as the relay lists them now."""
