@@ -83,7 +83,7 @@ CREATE TABLE events (
     PRIMARY KEY (group_id, seq)
 );
 
--- Every id that a client made for something in a log: posts and statements. An id means one thing, for ever.
+-- Every id that a client made for something in a log: posts and statements. An id means one thing, as long as its group is there.
 CREATE TABLE objects (
     object_id UUID PRIMARY KEY,
     group_id UUID NOT NULL,
