@@ -208,7 +208,7 @@ class Gateway:
         self._registry.add(session)
         self._heartbeat.add(session)
         opened_at = connection.loop.time()
-        logger.info("connection.opened", session=session.connection_id, address=address)
+        logger.info("connection.opened", connection=session.connection_id, address=address)
         try:
             await session.run()
         finally:
@@ -219,7 +219,7 @@ class Gateway:
                 del self._per_address[network]
             logger.info(
                 "connection.closed",
-                session=session.connection_id,
+                connection=session.connection_id,
                 address=address,
                 close_code=connection.close_code,
                 duration_ms=round((connection.loop.time() - opened_at) * 1000),

@@ -87,7 +87,7 @@ class Heartbeat:
     def _cut(self, session: Session, stuck_s: float) -> None:
         logger.warning(
             "slow_consumer.closed",
-            session=session.connection_id,
+            connection=session.connection_id,
             bytes=session.outbox.waiting_bytes,
             duration_ms=round(stuck_s * 1000),
         )

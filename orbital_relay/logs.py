@@ -104,6 +104,7 @@ CONTEXT: Final[Mapping[str, str]] = MappingProxyType(
         "level": "debug, info, warning, error or critical",
         "event": "name of the event",
         "relay_id": "the relay that logged, new at each start",
+        "connection": "id of the connection",
         "session": "id of the session",
         "user": "id of the user",
         "group": "id of the group",

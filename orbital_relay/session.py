@@ -352,7 +352,7 @@ class Session:
         self._close_request(request_id)
 
     def _fail_by_defect(self, request: Request, error: Exception) -> None:
-        logger.error("request.failed", request=type_of(request), session=self.connection_id, exc_info=error)
+        logger.error("request.failed", request=type_of(request), connection=self.connection_id, exc_info=error)
         self._fail(request.id, Internal())
 
     def _refuse(self, bad: codec.BadFrame) -> None:
@@ -366,7 +366,7 @@ class Session:
         """Say it of the first one: a connection can't fill the log."""
         if not self._has_rejected:
             self._has_rejected = True
-            logger.info("frame.rejected", session=self.connection_id, address=self.address, code=code)
+            logger.info("frame.rejected", connection=self.connection_id, address=self.address, code=code)
 
     def _refuse_rate(self, raw: memoryview, wait_ms: int) -> None:
         """Answer a frame that comes too soon; whoever goes on regardless is closed."""
@@ -418,7 +418,7 @@ class Session:
 
     def _defect(self, error: BaseException) -> None:
         """Close a connection whose own loops have failed: log what, and tell the client no more than that."""
-        logger.error("session.failed", session=self.connection_id, address=self.address, exc_info=error)
+        logger.error("session.failed", connection=self.connection_id, address=self.address, exc_info=error)
         self.close_now(CloseCode.INTERNAL)
 
     async def _end(self) -> None:

@@ -30,11 +30,15 @@ def up(*, file: ConfigOption = None, sets: SetOption = None) -> None:
 def down(
     *,
     count: Annotated[int, typer.Argument(min=1, help="How many to take back.")] = 1,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
     file: ConfigOption = None,
     sets: SetOption = None,
 ) -> None:
     """Take the newest migrations back, while no relay runs; their tables' rows are lost."""
-    undone = _run(settings_from(file, sets), lambda dsn: migrate.downgrade(dsn, count))
+    settings = settings_from(file, sets)
+    if not yes:
+        typer.confirm(f"Take {count} back, and lose the rows of the tables that they made?", abort=True)
+    undone = _run(settings, lambda dsn: migrate.downgrade(dsn, count))
     typer.echo("\n".join(f"took back {name}" for name in undone) or "nothing to do")
 
 

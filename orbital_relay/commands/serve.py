@@ -100,5 +100,5 @@ def _welcome(settings: Settings, listening: Listening) -> None:
         ("operators", f"http://{settings.operators_host}:{listening.operators_port}/metrics", "cyan"),
         ("next", "make demo", "green"),
     ):
-        after = " in another terminal; Ctrl-C drains and stops\n" if label == "next" else ""
+        after = " in another terminal, or the client in README.md; Ctrl-C drains and stops\n" if label == "next" else ""
         typer.echo(f"  {label:<10} {typer.style(what, fg=color)}{after}")

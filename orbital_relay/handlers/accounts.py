@@ -127,7 +127,7 @@ class Accounts:
             if not await accounts.insert(connection, new):
                 return None
             account = await accounts.find(connection, new.user_id)
-        logger.info("account.registered", user=new.user_id, session=peer.connection_id, address=peer.address)
+        logger.info("account.registered", user=new.user_id, connection=peer.connection_id, address=peer.address)
         return account
 
     async def login(self, peer: Peer, request: frames.Login) -> SessionOk:

@@ -131,7 +131,7 @@ class Sessions:
         return grant
 
     def _refused(self, peer: Peer, user_id: bytes | None, reason: str) -> None:
-        logger.warning("login.failed", session=peer.connection_id, address=peer.address, reason=reason, user=user_id)
+        logger.warning("login.failed", connection=peer.connection_id, address=peer.address, reason=reason, user=user_id)
 
     # ── the ways out ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -92,7 +92,7 @@ class SignIn:
             await self.backoff.failed(connection, attempt)
         reason = "unknown_user" if account is None else "disabled" if account.disabled else "wrong_password"
         user = None if account is None else account.user_id
-        logger.warning("login.failed", session=peer.connection_id, address=peer.address, reason=reason, user=user)
+        logger.warning("login.failed", connection=peer.connection_id, address=peer.address, reason=reason, user=user)
 
     # ── sessions ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -163,5 +163,10 @@ def admit(peer: Peer, caller: Caller, method: str) -> None:
     """From now on the connection is this caller's; `method` says by what they showed it."""
     peer.authenticate(caller)
     logger.info(
-        "session.authenticated", session=caller.session_id, user=caller.user_id, address=peer.address, method=method
+        "session.authenticated",
+        connection=peer.connection_id,
+        session=caller.session_id,
+        user=caller.user_id,
+        address=peer.address,
+        method=method,
     )

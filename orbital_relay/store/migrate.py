@@ -26,6 +26,7 @@ _EXIST: Final = query("schema_versions_exist")
 _READ: Final = query("read_schema_versions")
 _INSERT: Final = query("insert_schema_version")
 _DELETE: Final = query("delete_schema_version")
+_COUNT_RELAYS: Final = query("count_relay_connections")
 
 _CONNECT_TIMEOUT_S: Final = 10
 _STATEMENT_TIMEOUT_S: Final = 600
@@ -82,7 +83,10 @@ def compare(files: list[Migration], recorded: list[Migration], relay_version: st
                 f"this one is {relay_version}: upgrade the relay"
             )
         elif mine is not None and mine.checksum != migration.checksum:
-            problems.append(f"{migration.migration_id} was applied with other content than this relay brings")
+            problems.append(
+                f"{migration.migration_id} was applied with other content than this relay brings: "
+                "restore the file, or use another database (data_dir, where it is the embedded one)"
+            )
     pending = tuple(migration_id for migration_id in by_id if migration_id not in applied)
     return Status(applied, pending, tuple(problems))
 
@@ -116,9 +120,11 @@ async def upgrade(dsn: str) -> list[str]:
 
 
 async def downgrade(dsn: str, count: int = 1) -> list[str]:
-    """Take back the newest migrations, `count` of them; return the ids."""
+    """Take back the newest migrations, `count` of them; return the ids. Raise StartupError while relays are there."""
     async with _connection(dsn) as connection, connection.transaction():
         await connection.execute(_LOCK)
+        if relays := await connection.fetchval(_COUNT_RELAYS):
+            raise StartupError(f"nothing was taken back: relays have {relays} connections to this database; stop them")
         undone = list(reversed((await _status(connection)).applied))[:count]
         try:
             await pogo.rollback(connection, migrations_dir(), schema_name="public", count=count, logger=_quiet)

@@ -22,3 +22,8 @@ INSERT INTO schema_versions (migration_id, checksum, oldest_relay) VALUES ($1, $
 
 -- name: delete_schema_version(migration_id)
 DELETE FROM schema_versions WHERE migration_id = $1;
+
+-- Connections of relays to this database, as they name themselves.
+-- name: count_relay_connections()
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE 'orbital-relay %' AND pid <> pg_backend_pid();

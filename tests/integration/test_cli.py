@@ -24,7 +24,7 @@ from orbital_relay import hints, token_keys
 from orbital_relay.commands import check
 from orbital_relay.config import TokenKey
 from orbital_relay.store import facts, migrate, posts
-from orbital_relay.store.pool import Connection
+from orbital_relay.store.pool import Connection, PoolSettings, connect
 from orbital_relay.store.posts import Appended, Post
 from tests.commands import LIMIT_S, Ran, given_settings, orbital, orbital_process
 from tests.people import Person, connected, enroll, found_group, new_id
@@ -493,7 +493,16 @@ async def test_migrate_goes_up_down_and_says_where_it_stands(database: str) -> N
     assert (await orbital("migrate", "up", dsn=database)).out.splitlines() == [f"applied {name}" for name in files]
     assert (await orbital("migrate", "up", dsn=database)).out == "nothing to do\n"
     assert (await orbital("migrate", "status", dsn=database)).status == 0
-    assert (await orbital("migrate", "down", dsn=database)).out == f"took back {files[-1]}\n"
+    assert (await orbital("migrate", "down", dsn=database, stdin="n\n")).status == 1
+    relay = await connect(database, application_name="orbital-relay lane ab", settings=PoolSettings(database))
+    try:
+        ran = await orbital("migrate", "down", "--yes", dsn=database)
+        assert (ran.status, ran.out) == (1, "")
+        assert "relays have 1 connections" in ran.err
+    finally:
+        await relay.close()
+    assert (await orbital("migrate", "status", dsn=database)).status == 0
+    assert (await orbital("migrate", "down", "--yes", dsn=database)).out == f"took back {files[-1]}\n"
 
 
 async def test_a_database_that_is_away_is_one_line() -> None:
