@@ -19,7 +19,7 @@ from tests.people import Person, connected, enroll, found_group, new_id, says
 from tests.relays import RunningRelay, running_relay
 from tests.talk import Refused, Talk, check_steps, post_thread, reply, subscribe, talking, token_of
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.each_postgres]
 
 
 @dataclass
