@@ -334,6 +334,30 @@ async def test_large_answers_all_come_to_who_reads_again(relay: RunningRelay, st
         assert talk.answer_order[-len(requests) :] == [request.id for request in requests]
 
 
+async def test_hints_to_who_is_behind_are_dropped(
+    relay: RunningRelay, stage: Stage, ann: Person, group_id: bytes
+) -> None:
+    """A cursor that moves is told to the user's other connections, except to one that has enough to take as it is."""
+    token = await stage.token(ann)
+    async with talking(relay.url, token) as talk, raw_socket(relay.port, token) as behind:
+        await behind.ask(frames.Subscribe(id=1, groups=[SubscribeGroup(group_id=group_id)]))
+        thread_id, thread = await post_thread(talk, group_id)
+        where = {"group_id": group_id, "seq": thread.seq, "hash": thread.hash}
+        await talk.ask(frames.CursorPut, name="read", **where)
+        moved = await behind.hear(frames.CursorMoved)
+        assert moved.seq == thread.seq
+        waiting_bytes, before = 0.0, -1.0
+        async with asyncio.timeout(LIMIT_S):
+            while waiting_bytes < SETTINGS["outbox_bytes"] or waiting_bytes != before:  # until events wait in the store
+                for _ in range(3):
+                    await talk.send(reply(talk, group_id, thread_id, bytes(60_000)))
+                before, waiting_bytes = waiting_bytes, await relay.metric("orbital_outbox_bytes")
+        for _ in range(100):
+            await talk.ask(frames.CursorPut, name="read", rewind=True, **where)
+            await talk.hear(frames.CursorMoved)
+        assert await relay.metric("orbital_outbox_bytes") <= waiting_bytes + 1_000
+
+
 async def test_pongs_to_who_reads_none_are_bounded(relay: RunningRelay) -> None:
     """Pings call for pongs, past the outbox: a relay that goes on reading pings keeps all that nobody takes."""
     before_kib = relay.resident_kib()
