@@ -43,17 +43,21 @@ WHERE id = $1 RETURNING 1;
 -- name: owns_groups(user_id)
 SELECT EXISTS (SELECT 1 FROM groups WHERE created_by = $1);
 
--- Take a user's name off some of their posts, as their deletion would off all of them; how many these were.
+-- Take a user's name off some of their posts, as their deletion would off all of them; how many these were. It waits for
+-- nobody, so that it can't deadlock: posts that are locked are in a group that is being deleted, or are erased just now.
 -- name: forget_author(user_id, limit)
 WITH t AS (
     UPDATE threads SET author_id = NULL
-    WHERE id IN (SELECT id FROM threads WHERE author_id = $1 LIMIT $2) RETURNING 1
+    WHERE id IN (SELECT id FROM threads WHERE author_id = $1 LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED)
+    RETURNING 1
 ), r AS (
     UPDATE replies SET author_id = NULL
-    WHERE id IN (SELECT id FROM replies WHERE author_id = $1 LIMIT $2) RETURNING 1
+    WHERE id IN (SELECT id FROM replies WHERE author_id = $1 LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED)
+    RETURNING 1
 ), a AS (
     UPDATE annotations SET author_id = NULL
-    WHERE id IN (SELECT id FROM annotations WHERE author_id = $1 LIMIT $2) RETURNING 1
+    WHERE id IN (SELECT id FROM annotations WHERE author_id = $1 LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED)
+    RETURNING 1
 )
 SELECT (SELECT count(*) FROM t) + (SELECT count(*) FROM r) + (SELECT count(*) FROM a);
 
