@@ -48,8 +48,13 @@ class Flusher:
 
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
-        for outbox in dirty:
-            outbox.flush()
+        dirty.reverse()
+        try:
+            while dirty:
+                dirty.pop().flush()
+        finally:
+            for outbox in dirty:  # only after an exception, which is one connection's and must not hold up others
+                self.schedule(outbox)
 
 
 class Outbox:
@@ -169,6 +174,10 @@ class Outbox:
             self._close_message()
         while self._messages and not self._transport.is_closing():
             self._write_some()
+        self.shut()
+
+    def shut(self) -> None:
+        """Drop what waits and take nothing more: nothing can be written any more."""
         self.discard()
         self._sealed = True
         self.release()

@@ -100,7 +100,7 @@ class Session:
         self._rate = TokenBucket(rate, 2 * rate, socket.loop.time) if rate else None
         self._patience = TokenBucket(_REFUSALS_A_SECOND, _REFUSALS, socket.loop.time)
         self.subscriptions = Subscriptions(services.replays, self._outbox, self._spawn)
-        socket.outbox = self._outbox
+        socket.attach(self._outbox)
 
     # ── what handlers, the registry and the heartbeat see ───────────────────────────────────────────────────────────
 

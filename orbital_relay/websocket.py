@@ -12,6 +12,7 @@ from orbital_protocol.codes import CloseCode
 from orbital_relay.outbox import Outbox
 
 _PING: Final = b"\x89\x00"
+_LINGER_S: Final = 5
 
 
 class Socket(ServerConnection):
@@ -21,16 +22,34 @@ class Socket(ServerConnection):
         super().__init__(*args, **kwargs)
         self.outbox: Outbox | None = None
         self.heard_at = self.loop.time()
+        self._cutting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The TCP connection is there."""
         super().connection_made(transport)
         self.recv_messages.resume = self._resume_reading
 
+    def attach(self, outbox: Outbox) -> None:
+        """Write through this outbox from now on."""
+        self.outbox = outbox
+        self._look_at_state()
+
     def data_received(self, data: bytes) -> None:
         """Any received byte is a sign of life."""
         self.heard_at = self.loop.time()
         super().data_received(data)
+        self._look_at_state()
+
+    def eof_received(self) -> None:
+        """The other side says no more."""
+        super().eof_received()
+        self._look_at_state()
+
+    def _look_at_state(self) -> None:
+        """Once the other side has closed, nothing can be written; one who stays on the line is cut after a while."""
+        if self.outbox is not None and self._cutting is None and self.protocol.state is not State.OPEN:
+            self.outbox.shut()
+            self._cutting = self.loop.call_later(_LINGER_S, self.transport.abort)
 
     def pause_writing(self) -> None:
         """The transport's buffer is full. Pongs go past the outbox: take in nothing that would call for more."""
@@ -50,9 +69,10 @@ class Socket(ServerConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody must wait for room any more."""
         super().connection_lost(exc)
+        if self._cutting is not None:
+            self._cutting.cancel()
         if self.outbox is not None:
-            self.outbox.discard()
-            self.outbox.release()
+            self.outbox.shut()
 
     @property
     def is_reading(self) -> bool:

@@ -295,6 +295,35 @@ async def test_a_batch_whose_backend_is_terminated_is_written_once(scene: Scene)
     assert (await scene.stored())[:20] == [post.object_id for post in posts]
 
 
+async def test_a_batch_that_an_operator_cancels_is_written_once(scene: Scene) -> None:
+    async with scene.writing() as writer:
+        async with scene.locked():
+            futures = [submit(writer, scene.post()) for _ in range(3)]
+            await scene.sql.execute("SELECT pg_cancel_backend($1)", await scene.lane_waits())
+            await scene.lane_waits()
+        assert seqs(await outcomes(futures)) == [2, 3, 4]
+    assert len(await scene.stored()) == 3
+
+
+async def test_a_database_that_only_reads_acknowledges_nothing(scene: Scene) -> None:
+    """As after a failover to a standby, or with a full disk: an error, and it goes on when that is over."""
+    name = await scene.sql.fetchval("SELECT current_database()")
+    async with scene.writing() as writer:
+        await outcomes([submit(writer, scene.post())])
+        await scene.sql.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        await scene.sql.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1",
+            f"orbital-relay lane {LANE_HEX}",
+        )
+        assert set(await outcomes([submit(writer, scene.post()) for _ in range(3)])) == {ErrorCode.UNAVAILABLE}
+        await scene.sql.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        async with asyncio.timeout(LIMIT_S):
+            while (result := await until_accepted(writer, scene.post())) == ErrorCode.UNAVAILABLE:
+                pass
+        assert isinstance(result, Appended)
+    assert len(await scene.stored()) == 2
+
+
 async def test_a_batch_whose_answer_is_lost_is_written_once_and_delivered(scene: Scene, proxy: Proxy) -> None:
     """Committed, but the connection is cut before the lane hears of it: the second try finds what the first one did."""
     reader = await scene.path.reader(scene.ann).from_start(scene.group_ids[0])

@@ -21,13 +21,14 @@ from tests.postgres import TestPostgres
 from tests.raw_socket import BINARY, CLOSE, CONTINUATION, PING, PONG, RawSocket, frame, raw_socket
 from tests.relays import RunningRelay, running_relay
 from tests.stage import Stage, stage_on
-from tests.talk import post_thread, reply, subscribe, talking
+from tests.talk import check_steps, post_thread, reply, subscribe, talking
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
 LIMIT_S = 20
 MAX_IN_FLIGHT = 8
 FLAT_KIB = 24 * 1024  # what an allocator may keep; what is sent is many times that
+DEFECTS = ("request.failed", "session.failed", "library.message", "not json")
 SETTINGS: dict[str, Any] = {
     "heartbeat_ms": 300,
     "no_pong_ms": 500,
@@ -50,7 +51,7 @@ async def stage(embedded_postgres: TestPostgres) -> AsyncIterator[Stage]:
 async def relay(stage: Stage) -> AsyncIterator[RunningRelay]:
     async with running_relay(stage.dsn, **SETTINGS) as relay:
         yield relay
-        defects = [line for line in relay.log if line["event"] in ("request.failed", "session.failed", "not json")]
+        defects = [line for line in relay.log if line["event"] in DEFECTS]
         assert not defects, "\n".join(map(str, defects))
 
 
@@ -391,6 +392,33 @@ async def test_beyond_max_in_flight_the_relay_stops_reading_and_all_are_answered
             answers = await asyncio.gather(*futures)
         seqs = [answer.seq for answer in answers if isinstance(answer, frames.PostOk)]
         assert seqs == [*range(seqs[0], seqs[0] + 400)]
+
+
+@pytest.mark.parametrize("goodbye", ["close frame", "end of stream"])
+async def test_who_says_goodbye_and_stays_on_the_line_disturbs_nobody(
+    relay: RunningRelay, stage: Stage, ann: Person, group_id: bytes, goodbye: str
+) -> None:
+    """The relay can write nothing more to them; whoever else is in the group gets every event, and at once."""
+    token = await stage.token(ann)
+    async with talking(relay.url, token) as talk, raw_socket(relay.port, token) as leaving:
+        await leaving.ask(frames.Subscribe(id=1, groups=[SubscribeGroup(group_id=group_id)]))
+        await leaving.hear(frames.Live)
+        async with talking(relay.url, token) as staying:
+            await subscribe(talk, group_id, 0, ZERO_HASH)
+            await subscribe(staying, group_id, 0, ZERO_HASH)
+            if goodbye == "close frame":
+                leaving.send((1000).to_bytes(2, "big"), CLOSE)
+                assert await close_of(leaving) == 1000
+            else:
+                leaving.writer.write_eof()
+            thread_id, _ = await post_thread(talk, group_id)
+            for _ in range(5):
+                answer = await talk.send(reply(talk, group_id, thread_id))
+                assert isinstance(answer, frames.PostOk)
+                for other in (talk, staying):
+                    check_steps(await other.has(answer.seq, group_id, limit_s=2))
+        if goodbye == "close frame":
+            assert await leaving.rest() == b""
 
 
 # ── bombs ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import shutil
 import signal
 import time
@@ -10,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import pytest_asyncio
+from websockets.exceptions import InvalidMessage
 
 from orbital_protocol import ZERO_HASH, frames
 from orbital_protocol.codes import CloseCode, ErrorCode
@@ -241,6 +243,42 @@ async def test_a_frozen_relay_catches_up(stage: Stage, steady: RunningRelay) -> 
         assert not bob_talks.is_closed.is_set()
 
 
+async def test_without_file_descriptors_it_refuses_and_recovers(stage: Stage) -> None:
+    """Newcomers are cut off or wait; who is connected goes on; when there is room again, all is well."""
+    [ann] = await stage.people(1)
+    group_id = await found_group(stage.sql, ann)
+    token = await stage.token(ann)
+    async with running_relay(stage.dsn) as relay, talking(relay.url, token) as talk:
+        await subscribe(talk, group_id, 0, ZERO_HASH)
+        thread_id, _ = await post_thread(talk, group_id)
+        pid = relay.process.pid
+        in_use = len(os.listdir(f"/proc/{pid}/fd"))
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (in_use + 5, hard))
+        writers = [(await asyncio.open_connection("127.0.0.1", relay.port))[1] for _ in range(30)]
+        for _ in range(20):
+            await talk.send(reply(talk, group_id, thread_id))
+        _, last = await post_thread(talk, group_id)
+        check_steps(await talk.has(last.seq, group_id))
+        for writer in writers:
+            writer.transport.abort()
+        async with asyncio.timeout(LIMIT_S):
+            while await served(relay, token) is None:
+                await asyncio.sleep(0.05)
+        assert relay.process.returncode is None
+
+
+async def served(relay: RunningRelay, token: str) -> frames.GroupListOk | None:
+    """A newcomer's groups, None for one who isn't let in."""
+    try:
+        async with talking(relay.url, token, open_timeout=2) as newcomer:
+            answer = await newcomer.ask(frames.GroupList)
+    except (OSError, TimeoutError, InvalidMessage):
+        return None
+    assert isinstance(answer, frames.GroupListOk)
+    return answer
+
+
 # ── the database stopped, frozen ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -287,7 +325,10 @@ async def test_postgres_stopped_at_once_and_started_again(stage: Stage) -> None:
                     while await readiness(relay) != 200:
                         await asyncio.sleep(0.05)
                 assert not any(talk.is_closed.is_set() for talk in load.talks)
-                assert relay.process.returncode is None
+                await server.stop()
+                relay.signal(signal.SIGTERM)
+                async with asyncio.timeout(DRAIN_LIMIT_S):
+                    assert await relay.process.wait() == 0
     finally:
         await server.stop()
         shutil.rmtree(directory)

@@ -66,6 +66,37 @@ async def test_frames_and_messages_keep_their_order() -> None:
     assert b"".join(wire.writes) == message(b"1") + message(b"2") + message(b"3")
 
 
+async def test_a_connection_that_fails_does_not_hold_up_the_others() -> None:
+    class Broken(Wire):
+        def write(self, data: bytes) -> None:
+            raise RuntimeError("no more")
+
+    flusher = Flusher(asyncio.get_running_loop())
+    wires = [Wire(), Broken(), Wire(), Broken(), Wire()]
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
+    for wire in wires:
+        Outbox(wire, flusher, 1000).put_frame(b"x")
+    for _ in range(3):
+        await tick()
+    assert [len(wire.writes) for wire in wires] == [1, 0, 1, 0, 1]
+    assert len(failures) == 2
+
+
+async def test_what_is_sealed_hands_over_what_waits_and_takes_nothing_more() -> None:
+    outbox, wire = made()
+    outbox.pause()
+    outbox.put_frame(b"one")
+    outbox.put_message(message(b"two"))
+    outbox.seal()
+    outbox.put_frame(b"three")
+    outbox.put_message(message(b"four"))
+    outbox.resume()
+    await tick()
+    assert b"".join(wire.writes) == message(b"one") + message(b"two")
+    assert outbox.waiting_bytes == 0
+
+
 async def test_nothing_is_written_while_the_transport_is_full() -> None:
     outbox, wire = made()
     outbox.pause()
