@@ -12,7 +12,7 @@ from orbital_protocol.codes import CloseCode
 from orbital_relay.outbox import Outbox
 
 _PING: Final = b"\x89\x00"
-_LINGER_S: Final = 5
+_LINGER_S: Final = 2
 
 
 class Socket(ServerConnection):

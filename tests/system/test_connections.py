@@ -419,6 +419,9 @@ async def test_who_says_goodbye_and_stays_on_the_line_disturbs_nobody(
                     check_steps(await other.has(answer.seq, group_id, limit_s=2))
         if goodbye == "close frame":
             assert await leaving.rest() == b""
+        async with asyncio.timeout(4):
+            while await relay.metric("orbital_connections") > 1:
+                await asyncio.sleep(0.05)
 
 
 # ── bombs ───────────────────────────────────────────────────────────────────────────────────────────────────────────

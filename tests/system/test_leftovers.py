@@ -10,11 +10,11 @@ import pytest
 
 from orbital_protocol import ZERO_HASH, codec, frames
 from orbital_protocol.frames import SubscribeGroup
-from orbital_relay.fanout import Channel, Subscription
+from orbital_relay.fanout import Channel, Fanout, Subscription
 from orbital_relay.outbox import Outbox
 from orbital_relay.session import Session
 from orbital_relay.websocket import Socket
-from tests.people import found_group
+from tests.people import found_group, new_id
 from tests.relays import relay_here
 from tests.stage import Stage, stage_on
 from tests.talk import Talk, post_thread, reply, talking
@@ -31,6 +31,11 @@ def leftovers() -> list[str]:
     return [kind.__name__ for kind, most in KEPT.items() if found[kind] > most]
 
 
+def fanout() -> Fanout:
+    """The relay's."""
+    return next(thing for thing in gc.get_objects() if type(thing) is Fanout)
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_nothing_is_left_of_connections_that_are_gone(migrated_database: str, seed: int) -> None:
     """They subscribe, post and ask in one message or many, and are cut, close or leave in the middle of it."""
@@ -45,7 +50,7 @@ async def test_nothing_is_left_of_connections_that_are_gone(migrated_database: s
             for _ in range(12):
                 await asyncio.gather(*(come_and_go(url, rng.choice(tokens), groups, rng) for _ in range(5)))
             async with asyncio.timeout(LIMIT_S):
-                while len(asyncio.all_tasks()) > tasks_before or leftovers():
+                while len(asyncio.all_tasks()) > tasks_before or leftovers() or fanout().groups():
                     await asyncio.sleep(0.05)
         await check_logs(stage, groups)
 
@@ -78,6 +83,8 @@ def some(talk: Talk, groups: list[bytes], thread_id: bytes, rng: random.Random) 
         case 0:
             wanted = [SubscribeGroup(group_id=group, after_seq=0, after_hash=ZERO_HASH) for group in groups]
             yield frames.Subscribe(id=talk.next_id(), groups=wanted)
+        case 1 if rng.random() < 0.3:
+            yield frames.Subscribe(id=talk.next_id(), groups=[SubscribeGroup(group_id=new_id())])
         case 1:
             yield frames.Unsubscribe(id=talk.next_id(), groups=[group_id])
         case 2:
