@@ -277,7 +277,10 @@ class Fanout:
         self._let_go(channel, batch[-1].event)
 
     def _let_go(self, channel: Channel, event: Event) -> None:
-        """Drop the subscriptions of a user who is no longer a member after this event; all, where the group is gone."""
+        """Drop the subscriptions of a user who is no longer a member after this event; all, where the group is gone.
+
+        One that is further on belongs to a user who has come back since: this departure is behind it.
+        """
         if event.kind == Kind.GROUP_DELETED:
             self._finish(channel)
             return
@@ -285,7 +288,7 @@ class Fanout:
         if departed is None:
             return
         reason = "left" if event.kind == Kind.MEMBER_LEFT else "removed"
-        for subscription in [s for s in channel.live if s.user_id == departed and s.position >= event.seq]:
+        for subscription in [s for s in channel.live if s.user_id == departed and s.position == event.seq]:
             self._end(channel, subscription, reason)
 
     @staticmethod

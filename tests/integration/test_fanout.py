@@ -251,6 +251,29 @@ async def test_a_removed_member_sees_the_removal_and_nothing_after_it(scene: Sce
     assert bob.subscriptions.group_ids() == []
 
 
+async def test_an_old_departure_does_not_end_the_subscription_of_who_came_back(scene: Scene) -> None:
+    """Fan-out is behind, and passes the member's departure when they have already joined anew, further on."""
+    ann = await scene.path.reader(scene.ann).from_start(scene.group_id)
+    signed = await says(scene.sql, scene.ann, scene.group_id, MemberRemoved, user_id=scene.bob.user_id, ban=False)
+    removed_seq = await people.append(scene.sql, signed)
+    await scene.sql.execute("DELETE FROM members WHERE user_id = $1", scene.bob.user_id)
+    await admit(scene.sql, scene.group_id, scene.ann, scene.bob)
+    database = scene.path.fanout_database
+    database.gate.clear()
+    scene.path.fanout.wake(scene.group_id, removed_seq + 1, "notify")
+    await database.asked.wait()
+    bob = await scene.path.reader(scene.bob).from_start(scene.group_id)
+    assert seqs(bob.events(scene.group_id)) == [1, 2, removed_seq, removed_seq + 1]
+    database.gate.set()
+    assert (await ann.has(scene.group_id, removed_seq + 1))[-2].seq == removed_seq
+    await scene.sql.execute("UPDATE group_heads SET rekey_required = FALSE WHERE group_id = $1", scene.group_id)
+    [event] = await scene.post(1)
+    await ann.has(scene.group_id, event.seq)
+    assert bob.gone(scene.group_id) == []
+    assert (await bob.has(scene.group_id, event.seq))[-1] == event
+    check_steps(bob.events(scene.group_id))
+
+
 @pytest.mark.parametrize("order", ["event first", "sweep first"])
 async def test_a_deleted_group_ends_with_its_last_event(scene: Scene, order: str) -> None:
     reader = await scene.path.reader(scene.bob).from_start(scene.group_id)
