@@ -1,6 +1,6 @@
 """What `generate.py` writes: the vectors, the JSON Schema and the AsyncAPI document. Not part of any distribution.
 
-world     fixed people, ids and keys, and a group's log that holds every kind of event
+world     fixed people, ids, keys and files, and a group's log that holds every kind of event
 examples  every request with its answer, every push, every error
 cases     byte strings and what a relay makes of them
 vectors   all of these as JSON

@@ -193,7 +193,7 @@ def _undecodable() -> Iterator[Case]:
 
 def limit_cases() -> list[Case]:
     """On both sides of each bound that this version fixes; those in `hello` are the relay's."""
-    return [*_depth(), *_numbers(), *_sizes(), *_lists()]
+    return [*_depth(), *_numbers(), *_sizes(), *_lists(), *_media()]
 
 
 def _depth() -> Iterator[Case]:
@@ -275,6 +275,40 @@ def _sizes() -> Iterator[Case]:
     yield from _bounds("refresh", "refresh_token", refresh, good=("a" * 256,), bad=("a" * 257,))
 
 
+def _media() -> Iterator[Case]:
+    begin = {
+        "type": "media.begin",
+        "id": ID,
+        "group_id": GROUP,
+        "thread_id": THREAD,
+        "media_id": THREAD,
+        "size_bytes": 1,
+        "encryption_iv": bytes(12),
+    }
+    numbers: dict[str, tuple[object, ...]] = {"good": (0, 2**53 - 1), "bad": (-1, 2**53)}
+    yield from _bounds("media.begin", "size_bytes", begin, **numbers)
+    yield from _bounds("media.begin", "encryption_iv", begin, good=(bytes(12),), bad=(bytes(11), bytes(13), b""))
+    chunk = {"type": "media.chunk", "id": ID, "media_id": THREAD, "generation": 1, "offset": 0, "data": b"x"}
+    yield from _bounds("media.chunk", "generation", chunk, **numbers)
+    yield from _bounds("media.chunk", "offset", chunk, **numbers)
+    yield from _bounds("media.chunk", "data", chunk, good=(b"", bytes(300)), bad=())
+    commit = {
+        "type": "media.commit",
+        "id": ID,
+        "media_id": THREAD,
+        "key_epoch": 1,
+        "encrypted_metadata": b"x",
+        "root": bytes(32),
+    }
+    yield from _bounds("media.commit", "root", commit, good=(bytes(32),), bad=(bytes(31), bytes(33)))
+    yield from _bounds("media.commit", "key_epoch", commit, good=(1, 2**31 - 1), bad=(0, 2**31))
+    read = {"type": "media.read", "id": ID, "media_id": THREAD, "offset": 0, "length": 1}
+    yield from _bounds("media.read", "offset", read, **numbers)
+    yield from _bounds("media.read", "length", read, **numbers)
+    listing = {"type": "media.list", "id": ID, "group_id": GROUP}
+    yield from _bounds("media.list", "limit", listing, good=(1, 1000), bad=(0, 1001))
+
+
 def _lists() -> Iterator[Case]:
     subscribe = {"type": "subscribe", "id": ID}
     one = {"group_id": GROUP}
@@ -337,9 +371,14 @@ def bad_statements(good: dict[int, bytes]) -> Iterator[BadStatement]:
     yield BadStatement("a byte behind it", left + b"\xc0")
     yield BadStatement("a byte short", left[:-1])
     yield BadStatement("two statements", left + left)
-    yield BadStatement("kind 0", changed(left, 0, 0))
-    yield BadStatement("kind 14, a post", changed(left, 0, 14))
-    yield BadStatement("kind 18, media", changed(left, 0, 18))
+    for name, kind in (
+        ("kind 0", 0),
+        ("kind 14, a post", 14),
+        ("kind 18, media", 18),
+        ("kind 20, the relay's own", 20),
+    ):
+        yield BadStatement(name, changed(left, 0, kind))
+    yield BadStatement("a media_id of 15 bytes", changed(good[19], 8, bytes(15)))
     yield BadStatement("kind 255", changed(left, 0, 255))
     yield BadStatement("another kind's elements", changed(left, 0, 9))
     yield BadStatement("role 0", changed(role, 9, 0))

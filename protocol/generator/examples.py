@@ -13,10 +13,15 @@ from generator.world import (
     BOB_AFTERWARDS,
     CAROL,
     DAVE,
+    DAY_US,
     GROUP,
     INVITE,
+    MEDIA,
+    MEDIA_LIFE_US,
     PEOPLE,
     REPLY,
+    SECOND_MEDIA,
+    SECOND_THREAD,
     START_AT,
     STORY,
     THREAD,
@@ -25,6 +30,7 @@ from generator.world import (
     cipher,
     entry,
     entry_at,
+    file_bytes,
     first_of,
     joined,
     make_id,
@@ -34,7 +40,6 @@ from orbital_protocol import ZERO_HASH, ZERO_ID, chain
 from orbital_protocol import frames as f
 from orbital_protocol.codes import ErrorCode, History, Kind, Role, Scope
 
-DAY_US = 86_400_000_000
 INVITE_CODE = "Qm3x9TzK"
 STANDING_CODE = "hB72kWpd"
 TOKEN_ID = make_id("token")
@@ -64,6 +69,11 @@ HELLO_LIMITS = f.Limits(
     max_tokens_per_user=50,
     max_sessions_per_user=100,
     max_backup_bytes=1_044_480,
+    max_media_bytes=1_073_741_824,
+    max_metadata_bytes=4_125,
+    media_chunk_bytes=524_288,
+    media_window=20,
+    max_uploads_per_user=100,
     page_limit=200,
     rekeys_per_hour=60,
     knocks_per_hour=20,
@@ -71,7 +81,7 @@ HELLO_LIMITS = f.Limits(
 
 
 def erased(event: f.Event) -> f.Event:
-    """The event after its post was deleted."""
+    """The event after its post or file was deleted, or has expired."""
     return replace(_without_content(event), erased=True)
 
 
@@ -83,7 +93,14 @@ def header(event: f.Event) -> f.Event:
 def _without_content(event: f.Event) -> f.Event:
     fields = next(e for e in STORY.entries if e.event.seq == event.seq).fields
     return replace(
-        event, encrypted_title=None, encrypted_body=None, field_hashes=[chain.field_hash(value) for value in fields]
+        event,
+        encrypted_title=None,
+        encrypted_body=None,
+        encrypted_metadata=None,
+        encryption_iv=None,
+        size_bytes=None,
+        root=None,
+        field_hashes=[chain.field_hash(value) for value in fields],
     )
 
 
@@ -520,6 +537,85 @@ def _event_page(first: int, last: int, *, more: bool) -> f.EventListOk:
     )
 
 
+def _upload() -> Iterator[Exchange]:
+    event = first_of(Kind.MEDIA_POSTED).event
+    data = file_bytes(event.size_bytes or 0)
+    begin = f.MediaBegin(
+        id=0,
+        group_id=GROUP,
+        thread_id=SECOND_THREAD,
+        media_id=MEDIA,
+        size_bytes=len(data),
+        encryption_iv=event.encryption_iv or b"",
+    )
+    begun = f.MediaBeginOk(
+        id=0,
+        offset=0,
+        generation=1,
+        chunk_bytes=HELLO_LIMITS.media_chunk_bytes,
+        window=HELLO_LIMITS.media_window,
+    )
+    yield begin, begun
+    yield begin, replace(begun, offset=65_536, generation=2, part_bytes=5_242_880)
+    chunk = f.MediaChunk(id=0, media_id=MEDIA, generation=2, offset=65_536, data=data[65_536:])
+    yield chunk, f.MediaChunkOk(id=0, offset=len(data))
+    commit = f.MediaCommit(
+        id=0,
+        media_id=MEDIA,
+        key_epoch=event.key_epoch,
+        encrypted_metadata=event.encrypted_metadata or b"",
+        root=event.root or b"",
+    )
+    yield commit, _post_ok(Kind.MEDIA_POSTED)
+    yield commit, replace(_post_ok(Kind.MEDIA_POSTED), duplicate=True)
+    yield begin, replace(begun, offset=len(data), generation=0)
+    yield _plain(f.MediaAbort(id=0, media_id=SECOND_MEDIA))
+
+
+def _file(event: f.Event) -> f.Media:
+    return f.Media(
+        media_id=event.object_id,
+        group_id=GROUP,
+        thread_id=event.thread_id or b"",
+        seq=event.seq,
+        key_epoch=event.key_epoch,
+        encrypted_metadata=event.encrypted_metadata or b"",
+        encryption_iv=event.encryption_iv or b"",
+        size_bytes=event.size_bytes or 0,
+        root=event.root or b"",
+        uploaded_at=event.created_at,
+        expires_at=event.created_at + MEDIA_LIFE_US,
+        author_id=event.actor_id,
+    )
+
+
+def _download() -> Iterator[Exchange]:
+    first, second = (_file(e.event) for e in STORY.entries if e.event.kind == Kind.MEDIA_POSTED)
+    get = f.MediaGet(id=0, media_id=MEDIA)
+    yield get, f.MediaGetOk(id=0, media=first)
+    url_expires_at = first.uploaded_at + 300_000_000
+    url = "https://media.example.org/orbital/0c9e?signature=5fe1"
+    yield get, f.MediaGetOk(id=0, media=first, url=url, url_expires_at=url_expires_at)
+    data = file_bytes(first.size_bytes)
+    yield f.MediaRead(id=0, media_id=MEDIA, offset=3, length=5), f.MediaReadOk(id=0, data=data[3:8])
+    yield f.MediaRead(id=0, media_id=MEDIA, offset=65_530, length=65_536), f.MediaReadOk(id=0, data=data[65_530:])
+    yield f.MediaList(id=0, group_id=GROUP), f.MediaListOk(id=0, media=[replace(first, downloaded=True)])
+    listing = f.MediaList(id=0, group_id=GROUP, thread_id=SECOND_THREAD, before_seq=second.seq + 1, limit=1)
+    yield listing, f.MediaListOk(id=0, media=[replace(second, author_id=None)], more=True)
+    listing = f.MediaList(id=0, group_id=GROUP, after_seq=second.seq)
+    yield listing, f.MediaListOk(id=0, media=[])
+    delete = _control(f.MediaDelete, "media.deleted")
+    yield delete, _control_ok(delete)
+    quota = f.QuotaGetOk(
+        id=0,
+        total_bytes=first.size_bytes + second.size_bytes,
+        media_count=2,
+        max_bytes=10_737_418_240,
+        max_media_count=100,
+    )
+    yield f.QuotaGet(id=0, group_id=GROUP), quota
+
+
 def _live() -> Iterator[Exchange]:
     at = entry_at(5).event
     others = [make_id(f"{status} group") for status in ("denied", "gone", "future", "forked")]
@@ -559,14 +655,14 @@ def _live() -> Iterator[Exchange]:
 
 def exchanges() -> list[Exchange]:
     """Every request with the answer it gets when it succeeds, numbered from 1."""
-    subjects = (_account, _keys_and_tokens, _group, _invite, _post, _pages, _live)
+    subjects = (_account, _keys_and_tokens, _group, _invite, _post, _pages, _live, _upload, _download)
     examples = (exchange for subject in subjects for exchange in subject())
     return [(replace(request, id=n), replace(answer, id=n)) for n, (request, answer) in enumerate(examples, 1)]
 
 
 def pushes() -> list[f.Push]:
     """Every push; every kind of event, and events that were erased or filtered out."""
-    thread = first_of(Kind.THREAD_POSTED).event
+    thread, file = (first_of(kind).event for kind in (Kind.THREAD_POSTED, Kind.MEDIA_POSTED))
     return [
         f.Hello(
             protocol=1,
@@ -580,6 +676,8 @@ def pushes() -> list[f.Push]:
         *(e.event for e in STORY.entries),
         erased(first_of(Kind.ANNOTATION_POSTED).event),
         header(thread),
+        erased(file),
+        header(file),
         f.Live(group_id=GROUP, seq=HEAD.seq, hash=HEAD.hash),
         *(f.GroupGone(group_id=GROUP, reason=reason) for reason in ("left", "removed", "deleted", "denied")),
         f.JoinRequested(group_id=GROUP, request=_join_request()),
@@ -601,6 +699,8 @@ def errors() -> list[f.Error]:
         ErrorCode.STALE_KEY_EPOCH: f.ErrorDetails(key_epoch=3),
         ErrorCode.MEMBER_SET_MISMATCH: f.ErrorDetails(missing=[BOB.user_id], unexpected=[CAROL.user_id]),
         ErrorCode.STALE_BASE: f.ErrorDetails(seq=8),
+        ErrorCode.QUOTA_EXCEEDED: f.ErrorDetails(free_bytes=65_536, free_count=3),
+        ErrorCode.UPLOAD_OFFSET: f.ErrorDetails(offset=65_536, generation=2),
     }
     retry = {ErrorCode.INTERNAL, ErrorCode.OVERLOADED, ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE}
     answers = [

@@ -17,7 +17,7 @@ ABOUT = (
     "optional field is left out. Unknown keys are ignored."
 )
 # msgspec speaks of the length in base64; these are the sizes in bytes that the protocol has.
-_BYTES_BY_BASE64_LENGTH = {24: 16, 44: 32, 88: 64}
+_BYTES_BY_BASE64_LENGTH = {16: 12, 24: 16, 44: 32, 88: 64}
 
 
 def every_frame() -> list[type[Frame]]:

@@ -1,6 +1,7 @@
 """The vectors as JSON values. Bytes appear as lower-case hex."""
 
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ from generator import cases, examples, world
 from orbital_protocol import chain, codec, statements
 from orbital_protocol.codes import Kind
 from orbital_protocol.frames import Frame, type_of
+from orbital_protocol.media import SEGMENT_BYTES
 from orbital_protocol.statements import RosterEntry
 
 Json = dict[str, Any]
@@ -88,7 +90,8 @@ def chain_file() -> Json:
     """chain.json"""
     return {
         "about": "A group's whole log. `fields` are what `field_hashes` are the SHA-256 of; `roster` stands after the "
-        "event. The content of the annotation at seq 6 is erased at seq 11: its hashes remain.",
+        "event. The content of the annotation at seq 6 is erased at seq 11, that of the file at seq 23 at seq 25, that "
+        "of the file at seq 26 expires at seq 27: their hashes remain. The files have the bytes of media.json.",
         "group_id": world.GROUP.hex(),
         "relay_content_hash": chain.RELAY_CONTENT_HASH.hex(),
         "events": [_event(entry) for entry in world.STORY.entries],
@@ -208,10 +211,33 @@ def _replacement() -> Json:
     }
 
 
+FILE_SIZES = (0, 1, 65_535, 65_536, 65_537, 131_071, 131_072, 131_073, 1_000_000)
+
+
+def media() -> Json:
+    """media.json"""
+    return {
+        "about": "Roots of files. A file is given by its size: its byte number i, from 0, is i mod 251. "
+        "`segment_digests` are the SHA-256 of each segment, `root` is the SHA-256 of these joined.",
+        "segment_bytes": SEGMENT_BYTES,
+        "files": [_file(world.file_bytes(size)) for size in FILE_SIZES],
+    }
+
+
+def _file(data: bytes) -> Json:
+    segments = [data[at : at + SEGMENT_BYTES] for at in range(0, len(data), SEGMENT_BYTES)]
+    return {
+        "size_bytes": len(data),
+        "segment_digests": [sha256(segment).hexdigest() for segment in segments],
+        "root": world.root_of(data).hex(),
+    }
+
+
 FILES = {
     "frames.json": frames,
     "codec.json": codec_file,
     "limits.json": limits,
     "chain.json": chain_file,
     "statements.json": statements_file,
+    "media.json": media,
 }

@@ -1,11 +1,11 @@
-"""Fixed people, ids and keys, and the log of a group in which every kind of event happens.
+"""Fixed people, ids, keys and files, and the log of a group in which every kind of event happens.
 
 Nothing here is random and nothing is secret: each value is the SHA-256 of a name. Ciphertexts are stand-ins.
 """
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
@@ -15,10 +15,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from orbital_protocol import ZERO_HASH, ZERO_ID, chain, statements
 from orbital_protocol.codes import CHANGES_ROSTER, History, Kind, Role
 from orbital_protocol.frames import Event, PublicKey, SignedStatement
+from orbital_protocol.media import Root
 from orbital_protocol.statements import RosterEntry, Statement
 
 START_AT = 1_770_091_445_000_000
 """When the log begins, in microseconds since 1970 UTC."""
+DAY_US = 86_400_000_000
+MEDIA_LIFE_US = 7 * DAY_US
+"""How long a file is kept."""
 
 
 def stretch(name: str, size: int) -> bytes:
@@ -38,6 +42,17 @@ def make_id(name: str) -> bytes:
 def cipher(name: str, size: int = 29) -> bytes:
     """A stand-in for a ciphertext: the version byte 0x01 and fixed bytes."""
     return b"\x01" + stretch(f"ciphertext {name}", size - 1)
+
+
+def file_bytes(size: int) -> bytes:
+    """A file of this size: byte number i, from 0, is i mod 251, so that no segment is like the one before."""
+    return (bytes(range(251)) * (size // 251 + 1))[:size]
+
+
+def root_of(data: bytes) -> bytes:
+    root = Root()
+    root.update(data)
+    return root.digest()
 
 
 def base64url(raw: bytes) -> str:
@@ -108,6 +123,9 @@ THREAD = make_id("thread")
 REPLY = make_id("reply")
 ANNOTATION = make_id("annotation")
 SECOND_THREAD = make_id("second thread")
+MEDIA = make_id("media")
+SECOND_MEDIA = make_id("second media")
+MEDIA_ANNOTATION = make_id("annotation of the media")
 
 
 @dataclass(frozen=True)
@@ -136,6 +154,7 @@ class Log:
     entries: list[Entry] = field(default_factory=list)
     roster: dict[bytes, RosterEntry] = field(default_factory=dict)
     key_epoch: int = 1
+    paused_us: int = 0
 
     @property
     def head(self) -> tuple[int, bytes]:
@@ -178,6 +197,21 @@ class Log:
         """Append a post; `parent` is its thread_id or target_id, if it has one."""
         return self._append(kind, object_id=object_id, actor_id=author.user_id, fields=fields, parent=parent)
 
+    def file(self, author: Person, media_id: bytes, thread_id: bytes, name: str, size_bytes: int) -> Entry:
+        """Append a file of `file_bytes`."""
+        return self._append(
+            Kind.MEDIA_POSTED,
+            object_id=media_id,
+            actor_id=author.user_id,
+            fields={
+                "encrypted_metadata": cipher(f"metadata {name}", 61),
+                "encryption_iv": stretch(f"iv {name}", 7) + bytes(5),
+                "size_bytes": size_bytes,
+                "root": root_of(file_bytes(size_bytes)),
+            },
+            parent={"thread_id": thread_id},
+        )
+
     def relay(self, kind: Kind, object_id: bytes) -> Entry:
         """Append an event of the relay's own."""
         return self._append(kind, object_id=object_id, actor_id=ZERO_ID, fields={})
@@ -188,15 +222,16 @@ class Log:
         *,
         object_id: bytes,
         actor_id: bytes,
-        fields: dict[str, bytes],
+        fields: Mapping[str, bytes | int],
         parent: dict[str, bytes] | None = None,
         statement: Statement | None = None,
         signed_by: Person | None = None,
     ) -> Entry:
         last_seq, previous_hash = self.head
         parent_id = next(iter((parent or {}).values()), ZERO_ID)
-        content_hash = chain.content_hash(parent_id, [chain.field_hash(value) for value in fields.values()])
-        created_at = START_AT + 1_000_001 * last_seq
+        hashed = tuple(map(_hashed, fields.values()))
+        content_hash = chain.content_hash(parent_id, [chain.field_hash(value) for value in hashed])
+        created_at = START_AT + 1_000_001 * last_seq + self.paused_us
         event_hash = chain.event_hash(
             previous_hash=previous_hash,
             group_id=GROUP,
@@ -222,9 +257,14 @@ class Log:
             **fields,  # type: ignore[arg-type]
         )
         roster = tuple(sorted(self.roster.values()))
-        entry = Entry(event, previous_hash, parent_id, tuple(fields.values()), roster, statement, signed_by)
+        entry = Entry(event, previous_hash, parent_id, hashed, roster, statement, signed_by)
         self.entries.append(entry)
         return entry
+
+
+def _hashed(field: bytes | int) -> bytes:
+    """A field as its hash is made: numbers are u64."""
+    return field if isinstance(field, bytes) else field.to_bytes(8, "big")
 
 
 def joined(person: Person, *, by_invite: bool) -> dict[str, Any]:
@@ -271,7 +311,7 @@ def _begin(log: Log) -> None:
         "invite.created",
         invite_id=INVITE,
         invite_key=INVITE_KEY,
-        expires_at=START_AT + 7 * 86_400_000_000,
+        expires_at=START_AT + 7 * DAY_US,
         max_uses=10,
     )
     log.set_role(BOB, Role.MEMBER)
@@ -337,13 +377,25 @@ def _end(log: Log) -> None:
     log.relay(Kind.MEMBER_LEFT, DAVE.user_id)  # his account was deleted
     log.drop(ALICE)
     log.control(statements.MemberLeft, ALICE, "member.left")
+
+
+def _share(log: Log) -> None:
+    rekey(log, BOB_AFTERWARDS)
+    log.file(BOB_AFTERWARDS, MEDIA, SECOND_THREAD, "first", 65_537)
+    about = {"target_id": MEDIA}
+    body = cipher("annotation of the media")
+    log.post(Kind.ANNOTATION_POSTED, BOB_AFTERWARDS, MEDIA_ANNOTATION, about, encrypted_body=body)
+    log.control(statements.MediaDeleted, BOB_AFTERWARDS, "media.deleted", media_id=MEDIA)
+    log.file(BOB_AFTERWARDS, SECOND_MEDIA, SECOND_THREAD, "second", 131_073)
+    log.paused_us += MEDIA_LIFE_US
+    log.relay(Kind.MEDIA_EXPIRED, SECOND_MEDIA)
     log.control(statements.GroupDeleted, BOB_AFTERWARDS, "group.deleted")
 
 
 def story() -> Log:
     """The whole life of a group."""
     log = Log()
-    for chapter in (_begin, _talk, _govern, _end):
+    for chapter in (_begin, _talk, _govern, _end, _share):
         chapter(log)
     return log
 

@@ -23,6 +23,13 @@ def control_content_hash(statement: bytes, signature: bytes) -> bytes:
     return content_hash(ZERO_ID, (field_hash(statement), field_hash(signature)))
 
 
+def media_fields(
+    encrypted_metadata: bytes, encryption_iv: bytes, size_bytes: int, root: bytes
+) -> tuple[bytes, bytes, bytes, bytes]:
+    """The fields of a `media.posted`, in their order; the size is a u64. The parent is the thread."""
+    return encrypted_metadata, encryption_iv, size_bytes.to_bytes(8, "big"), root
+
+
 RELAY_CONTENT_HASH = content_hash(ZERO_ID, ())
 """Content hash of an event that the relay itself appended: no statement, no fields."""
 

@@ -39,11 +39,21 @@ class ErrorCode(StrEnum):
     MEMBER_SET_MISMATCH = "member_set_mismatch"
     STALE_BASE = "stale_base"
 
+    QUOTA_EXCEEDED = "quota_exceeded"
+    MEDIA_EXPIRED = "media_expired"
+    UPLOAD_OFFSET = "upload_offset"
+
 
 RETRYABLE = frozenset({ErrorCode.INTERNAL, ErrorCode.OVERLOADED, ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE})
 AFTER_REFRESH = frozenset({ErrorCode.UNAUTHENTICATED, ErrorCode.TOKEN_EXPIRED})
 AFTER_CATCHING_UP = frozenset(
-    {ErrorCode.STALE_KEY_EPOCH, ErrorCode.REKEY_REQUIRED, ErrorCode.MEMBER_SET_MISMATCH, ErrorCode.STALE_BASE}
+    {
+        ErrorCode.STALE_KEY_EPOCH,
+        ErrorCode.REKEY_REQUIRED,
+        ErrorCode.MEMBER_SET_MISMATCH,
+        ErrorCode.STALE_BASE,
+        ErrorCode.UPLOAD_OFFSET,
+    }
 )
 
 

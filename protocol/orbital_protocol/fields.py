@@ -19,4 +19,6 @@ Username = Annotated[str, Meta(pattern="^[a-z0-9_]{3,50}" + _END, description="3
 InviteCode = Annotated[str, Meta(pattern="^[A-Za-z0-9]{8}" + _END, description="8 letters and digits")]
 CursorName = Annotated[str, Meta(pattern="^[a-z0-9_.-]{1,64}" + _END, description="1 to 64 of a-z, 0-9, _ . -")]
 Label = Annotated[str, Meta(max_length=100, description="a name for people")]
+Iv = Annotated[bytes, Meta(min_length=12, max_length=12, description="initialisation vector, 12 bytes")]
+ByteCount = Annotated[int, Meta(ge=0, le=2**53 - 1, description="number of bytes, or a position in a file")]
 KindNumber = Annotated[int, Meta(ge=1, le=255, description="kind of an event")]

@@ -10,10 +10,12 @@ import msgspec
 from msgspec import Meta
 
 from orbital_protocol.fields import (
+    ByteCount,
     CursorName,
     Hash,
     Id,
     InviteCode,
+    Iv,
     KeyEpoch,
     KindNumber,
     Label,
@@ -83,6 +85,11 @@ class Limits(Value):
     max_tokens_per_user: int
     max_sessions_per_user: int
     max_backup_bytes: int
+    max_media_bytes: int
+    max_metadata_bytes: int
+    media_chunk_bytes: int
+    media_window: int
+    max_uploads_per_user: int
     page_limit: int
     rekeys_per_hour: int
     knocks_per_hour: int
@@ -162,6 +169,27 @@ class GroupKey(Value):
     created_at: Microseconds
 
 
+class Media(Value):
+    """A file in a thread. `root` is `media.Root` over its bytes; `author_id` is absent when the account is gone.
+
+    `downloaded`: the caller has read it to its end.
+    """
+
+    media_id: Id
+    group_id: Id
+    thread_id: Id
+    seq: SequenceNumber
+    key_epoch: KeyEpoch
+    encrypted_metadata: bytes
+    encryption_iv: Iv
+    size_bytes: ByteCount
+    root: Hash
+    uploaded_at: Microseconds
+    expires_at: Microseconds
+    author_id: Id | None = None
+    downloaded: bool = False
+
+
 class SessionInfo(Value):
     """One of the caller's sessions."""
 
@@ -227,6 +255,9 @@ class ErrorDetails(Value):
     seq: int | None = None
     generation: int | None = None
     limit: int | None = None
+    offset: int | None = None
+    free_bytes: int | None = None
+    free_count: int | None = None
     missing: list[Id] | None = None
     unexpected: list[Id] | None = None
 
@@ -500,6 +531,67 @@ class EventList(Request, tag="event.list"):
     kinds: Annotated[list[KindNumber], Meta(max_length=64)] | None = None
 
 
+# media
+
+
+class MediaBegin(Request, tag="media.begin"):
+    """Reserve room for a file, or go on with its upload: on any connection, of any relay."""
+
+    group_id: Id
+    thread_id: Id
+    media_id: Id
+    size_bytes: ByteCount
+    encryption_iv: Iv
+
+
+class MediaChunk(Request, tag="media.chunk"):
+    """The next bytes of a file: whole segments, unless they are its last."""
+
+    media_id: Id
+    generation: SequenceNumber
+    offset: ByteCount
+    data: bytes
+
+
+class MediaCommit(Request, tag="media.commit"):
+    """Post the file, all bytes of which are durable."""
+
+    media_id: Id
+    key_epoch: KeyEpoch
+    encrypted_metadata: bytes
+    root: Hash
+
+
+class MediaAbort(Request, tag="media.abort"):
+    media_id: Id
+
+
+class MediaGet(Request, tag="media.get"):
+    media_id: Id
+
+
+class MediaRead(Request, tag="media.read"):
+    media_id: Id
+    offset: ByteCount
+    length: ByteCount
+
+
+class MediaList(Request, tag="media.list"):
+    group_id: Id
+    thread_id: Id | None = None
+    after_seq: SequenceNumber | None = None
+    before_seq: SequenceNumber | None = None
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 50
+
+
+class MediaDelete(ControlRequest, tag="media.delete"):
+    pass
+
+
+class QuotaGet(Request, tag="quota.get"):
+    group_id: Id
+
+
 # live
 
 
@@ -554,8 +646,8 @@ class Hello(Push, tag="hello"):
 class Event(Push, tag="event"):
     """One entry of a group's log. Of the optional fields an event has those that its kind calls for.
 
-    `thread_id` (replies) and `target_id` (annotations) are the parent in `content_hash`. Content that was erased or
-    filtered out is absent; then `field_hashes` stands in for it. Events that the relay itself appended have neither
+    `thread_id` (replies, media) and `target_id` (annotations) are the parent in `content_hash`. Content that was erased
+    or filtered out is absent; then `field_hashes` stands in for it. Events that the relay itself appended have neither
     statement nor signature, a zero actor, and the user or media concerned as `object_id`.
     """
 
@@ -572,6 +664,10 @@ class Event(Push, tag="event"):
     target_id: Id | None = None
     encrypted_title: bytes | None = None
     encrypted_body: bytes | None = None
+    encrypted_metadata: bytes | None = None
+    encryption_iv: Iv | None = None
+    size_bytes: ByteCount | None = None
+    root: Hash | None = None
     statement: bytes | None = None
     signature: bytes | None = None
     field_hashes: list[Hash] | None = None
@@ -782,6 +878,54 @@ class EventListOk(Ok, tag="ok"):
     more: bool = False
 
 
+class MediaBeginOk(Ok, tag="ok"):
+    """Go on at `offset`: what comes before it is durable. `generation` 0: the file is committed, nothing is missing.
+
+    At most `window` chunks of at most `chunk_bytes` may be without an answer. Answers wait until `part_bytes` have
+    come, or the file ends.
+    """
+
+    offset: ByteCount
+    generation: SequenceNumber
+    chunk_bytes: int
+    window: int
+    part_bytes: ByteCount = 0
+
+
+class MediaChunkOk(Ok, tag="ok"):
+    """The bytes before `offset`, those of the chunk among them, are durable."""
+
+    offset: ByteCount
+
+
+class MediaGetOk(Ok, tag="ok"):
+    """A file. Until `url_expires_at`, whoever has `url` may fetch its bytes from there by HTTP GET, ranges too."""
+
+    media: Media
+    url: str | None = None
+    url_expires_at: Microseconds | None = None
+
+
+class MediaReadOk(Ok, tag="ok"):
+    """Bytes from the offset on: as many as were asked for, or fewer at the end of the file."""
+
+    data: bytes
+
+
+class MediaListOk(Ok, tag="ok"):
+    media: list[Media]
+    more: bool = False
+
+
+class QuotaGetOk(Ok, tag="ok"):
+    """What the group's files use, uploads under way among them, and what they may."""
+
+    total_bytes: ByteCount
+    media_count: int
+    max_bytes: ByteCount
+    max_media_count: int
+
+
 class SubscribeOk(Ok, tag="ok"):
     groups: list[SubscribedGroup]
 
@@ -849,6 +993,15 @@ REQUESTS: dict[type[Request], type[Ok]] = {
     ThreadList: EventListOk,
     ReplyList: EventListOk,
     EventList: EventListOk,
+    MediaBegin: MediaBeginOk,
+    MediaChunk: MediaChunkOk,
+    MediaCommit: PostOk,
+    MediaAbort: Ok,
+    MediaGet: MediaGetOk,
+    MediaRead: MediaReadOk,
+    MediaList: MediaListOk,
+    MediaDelete: ControlOk,
+    QuotaGet: QuotaGetOk,
     Subscribe: SubscribeOk,
     Unsubscribe: Ok,
     SignalSend: Ok,

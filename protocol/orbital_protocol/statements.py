@@ -144,6 +144,12 @@ class PostDeleted(Statement, tag=17):
     target_id: Id
 
 
+class MediaDeleted(Statement, tag=19):
+    """A file was deleted by its author or an admin."""
+
+    media_id: Id
+
+
 AnyStatement = (
     GroupCreated
     | GroupUpdated
@@ -159,6 +165,7 @@ AnyStatement = (
     | InviteRevoked
     | KeyReplaced
     | PostDeleted
+    | MediaDeleted
 )
 
 _decoder = msgspec.msgpack.Decoder(AnyStatement)

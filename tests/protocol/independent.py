@@ -26,6 +26,15 @@ def event_hash(event: dict[str, Any], group_id: bytes) -> bytes:
     ).digest()
 
 
+def root_of(data: bytes) -> bytes:
+    """The root of a file, by cutting off one segment after the other."""
+    digests = b""
+    while data:
+        segment, data = data[:65_536], data[65_536:]
+        digests += sha256(segment).digest()
+    return sha256(digests).digest()
+
+
 def roster_hash(roster: Sequence[dict[str, Any]]) -> bytes:
     """The hash of a roster of the vectors."""
     entries = sorted(

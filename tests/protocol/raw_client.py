@@ -30,6 +30,8 @@ ZERO_ID = bytes(16)
 ZEROS = bytes(32)
 MEMBER, ADMIN, OWNER = 1, 2, 3
 POSTS = (14, 15, 16)
+FILE = 18
+SEGMENT_BYTES = 65_536
 CHANGES_ROSTER = (1, 3, 6, 7, 8, 9, 13)
 
 
@@ -97,6 +99,7 @@ OWN: dict[int, dict[str, tuple[type, int, int]]] = {
     12: {"invite_id": ID},
     13: {**KEYS, "key_signature": SIG},
     17: {"target_id": ID},
+    19: {"media_id": ID},
 }
 
 
@@ -199,15 +202,24 @@ def event_hash(previous: bytes, event: Frame) -> bytes:
 def content_hash(event: Frame) -> bytes:
     """Of the fields that came, or of the hashes that stand in for them."""
     parent = event.get("thread_id") or event.get("target_id") or ZERO_ID
-    names = {14: ["encrypted_title", "encrypted_body"], 15: ["encrypted_body"], 16: ["encrypted_body"]}
+    names = {
+        14: ["encrypted_title", "encrypted_body"],
+        15: ["encrypted_body"],
+        16: ["encrypted_body"],
+        FILE: ["encrypted_metadata", "encryption_iv", "size_bytes", "root"],
+    }
     fields = names.get(event["kind"], ["statement", "signature"] if event["actor_id"] != ZERO_ID else [])
     if "field_hashes" in event:
         hashes = event["field_hashes"]
         require(len(hashes) == len(fields), "an event with too many or too few field hashes")
     else:
         require(all(name in event for name in fields), "an event without its content")
-        hashes = [sha256(event[name]).digest() for name in fields]
+        hashes = [sha256(as_bytes(event[name])).digest() for name in fields]
     return sha256(parent + bytes((len(hashes),)) + b"".join(hashes)).digest()
+
+
+def as_bytes(field: bytes | int) -> bytes:
+    return field if isinstance(field, bytes) else field.to_bytes(8, "big")
 
 
 @dataclass
@@ -227,6 +239,7 @@ class Log:
     links: dict[bytes, Link] = field(default_factory=dict)
     objects: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
     erased: set[bytes] = field(default_factory=set)
+    files: dict[bytes, Frame] = field(default_factory=dict)
     events: list[Frame] = field(default_factory=list)
 
     def take(self, event: Frame) -> None:
@@ -241,7 +254,7 @@ class Log:
             self._take_relays_own(event)
         else:
             require(event["object_id"] not in self.objects, "an object that was there before")
-            self._take_post(event) if event["kind"] in POSTS else self._take_statement(event)
+            self._take_post(event) if event["kind"] in (*POSTS, FILE) else self._take_statement(event)
             self.objects[event["object_id"]] = (event["kind"], event["actor_id"])
         self.seq, self.hash = event["seq"], event["hash"]
         self.hashes[self.seq] = self.hash
@@ -250,8 +263,13 @@ class Log:
         self.events.append(event)
 
     def _take_relays_own(self, event: Frame) -> None:
+        require("statement" not in event, "a relay's event with a statement")
+        if event["kind"] == 20:
+            require(event["object_id"] in self.files, "the end of a file that isn't there")
+            self._end_file(event["object_id"])
+            return
         user_id = event["object_id"]
-        require("statement" not in event and user_id in self.roster, "a relay's event about nobody")
+        require(user_id in self.roster, "a relay's event about nobody")
         if event["kind"] == 7:
             del self.roster[user_id]
             self.rekey_due = True
@@ -266,9 +284,11 @@ class Log:
         require(not self.rekey_due, "a post while a rekey is due")
         if event["kind"] != 14:
             parent = event.get("thread_id") or event.get("target_id") or ZERO_ID
-            kinds = (14,) if event["kind"] == 15 else POSTS
+            kinds = (*POSTS, FILE) if event["kind"] == 16 else (14,)
             require(self.objects.get(parent, (0, b""))[0] in kinds, "a post without its parent")
             require(parent not in self.erased, "a post to something that was deleted")
+        if event["kind"] == FILE:
+            self.files[event["object_id"]] = event
 
     # ── statements ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -306,6 +326,7 @@ class Log:
             12: self._revoke,
             13: self._replace,
             17: self._erase,
+            19: self._delete_file,
         }
         steps[kind](said, actor)
 
@@ -398,10 +419,31 @@ class Log:
         require(author == said["actor_id"] or actor.role >= ADMIN, "a deletion by somebody else")
         self.erased.add(said["target_id"])
 
+    def _delete_file(self, said: Frame, actor: Entry) -> None:
+        require(said["media_id"] in self.files, "a deletion of no file")
+        author = self.files[said["media_id"]]["actor_id"]
+        require(author == said["actor_id"] or actor.role >= ADMIN, "a deletion by somebody else")
+        self._end_file(said["media_id"])
+
+    def _end_file(self, media_id: bytes) -> None:
+        del self.files[media_id]
+        self.erased.add(media_id)
+
 
 def entry_of(said: Frame, role: int = MEMBER) -> Entry:
     """The member whom `group.created` or `member.joined` introduces."""
     return Entry(role, said["signing_key"], said["rsa_thumbprint"], said["is_bot"])
+
+
+# ── section 17.1: the root of a file ────────────────────────────────────────────────────────────────────────────────
+
+
+def segment_digests(data: bytes) -> list[bytes]:
+    return [sha256(data[at : at + SEGMENT_BYTES]).digest() for at in range(0, len(data), SEGMENT_BYTES)]
+
+
+def root_of(data: bytes) -> bytes:
+    return sha256(b"".join(segment_digests(data))).digest()
 
 
 # ── sections 2 to 5: a connection ───────────────────────────────────────────────────────────────────────────────────
@@ -496,7 +538,7 @@ class Connection:
         return self.socket.close_code
 
 
-# ── sections 6 to 10: a user ────────────────────────────────────────────────────────────────────────────────────────
+# ── sections 6 to 10 and 17: a user ─────────────────────────────────────────────────────────────────────────────────
 
 
 RSA_KEYS = 4  # making one takes a while, and nothing is wrapped for these: users share them
@@ -523,6 +565,7 @@ class User:
         modulus = rsa_modulus(next(_numbers) % RSA_KEYS)
         self.public_key = {"kty": "RSA", "n": base64url(modulus.to_bytes(256, "big")), "e": "AQAB"}
         self.session: Frame = {}
+        self.limits: Frame = {}
         self.logs: dict[bytes, Log] = {}
         self._connection: Connection | None = None
 
@@ -546,6 +589,7 @@ class User:
 
     async def connect(self, url: str) -> Frame:
         self._connection, hello = await Connection.open(url)
+        self.limits = hello["limits"]
         return hello
 
     async def disconnect(self) -> None:
@@ -700,3 +744,75 @@ class User:
         """Follow until the log has come to this seq."""
         if self.logs[group_id].seq < seq:
             await self.follow(lambda push: push["type"] == "event" and push["seq"] == seq)
+
+    # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def begin(self, file: "File") -> Frame:
+        """Begin an upload, or go on with it: here, from `offset` on."""
+        begun = await self.connection.request("media.begin", **file.named, size_bytes=len(file.data))
+        require(begun["offset"] <= len(file.data), "more bytes than the file has")
+        return begun
+
+    async def send(self, file: "File", begun: Frame, end: int | None = None) -> None:
+        """Send what is missing before `end` (the file's, if None), at most a window without an answer."""
+        waiting: list[asyncio.Future[None]] = []
+        end = len(file.data) if end is None else end
+        for offset in range(begun["offset"], end, begun["chunk_bytes"]):
+            if len(waiting) == begun["window"]:
+                await waiting.pop(0)
+            data = file.data[offset : min(offset + begun["chunk_bytes"], end)]
+            waiting.append(asyncio.ensure_future(self._send_chunk(file, begun["generation"], offset, data)))
+            await asyncio.sleep(0)  # lets it be sent before the next one
+        for answer in waiting:
+            await answer
+
+    async def _send_chunk(self, file: "File", generation: int, offset: int, data: bytes) -> None:
+        answer = await self.connection.request("media.chunk", **file.chunk(generation, offset, data))
+        require(answer["offset"] >= offset + len(data), "a chunk that is answered and not durable")
+
+    async def commit(self, file: "File", **changed: Any) -> Frame:
+        fields = {"key_epoch": self.logs[file.group_id].key_epoch, "root": root_of(file.data), **changed}
+        return await self.connection.request(
+            "media.commit", media_id=file.media_id, encrypted_metadata=file.metadata, **fields
+        )
+
+    async def upload(self, file: "File") -> Frame:
+        """All of it, from the beginning or from wherever it was left."""
+        await self.send(file, await self.begin(file))
+        return await self.commit(file)
+
+    async def download(self, group_id: bytes, media_id: bytes, length: int | None = None) -> bytes:
+        """Read a file to its end, and check that it is the one in the log."""
+        posted = self.logs[group_id].files[media_id]
+        length = length or self.limits["media_chunk_bytes"]
+        data = b""
+        while len(data) < posted["size_bytes"]:
+            wanted = {"media_id": media_id, "offset": len(data), "length": length}
+            piece = (await self.connection.request("media.read", **wanted))["data"]
+            require(
+                len(piece) == min(length, posted["size_bytes"] - len(data)), "another number of bytes than asked for"
+            )
+            data += piece
+        require(root_of(data) == posted["root"], "bytes that are not those of the log")
+        return data
+
+
+@dataclass(frozen=True)
+class File:
+    """What is uploaded to a thread."""
+
+    group_id: bytes
+    thread_id: bytes
+    data: bytes
+    metadata: bytes = b"a name"
+    media_id: bytes = field(default_factory=uuid7)
+    encryption_iv: bytes = field(default_factory=lambda: os.urandom(12))
+
+    @property
+    def named(self) -> Frame:
+        """What each begin says of it, beside its size."""
+        names = ("group_id", "thread_id", "media_id", "encryption_iv")
+        return {name: getattr(self, name) for name in names}
+
+    def chunk(self, generation: int, offset: int, data: bytes) -> Frame:
+        return {"media_id": self.media_id, "generation": generation, "offset": offset, "data": data}

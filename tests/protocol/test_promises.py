@@ -1,18 +1,20 @@
 """What SPEC.md says beside the ordinary course of things, tried on a real relay by the client written from it."""
 
 import asyncio
+import os
 from collections.abc import Awaitable
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
+import asyncpg
 import msgpack  # type: ignore[import-untyped]
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from websockets.asyncio.client import connect
 
 from tests.protocol import raw_client
-from tests.protocol.raw_client import OWNER, ZEROS, Connection, Frame, Log, RelayError, User, uuid7
+from tests.protocol.raw_client import OWNER, ZEROS, Connection, File, Frame, Log, RelayError, User, root_of, uuid7
 from tests.protocol.visitors import on_relay, registered
 from tests.relays import RunningRelay, running_relay
 
@@ -536,3 +538,295 @@ async def test_a_group_id_is_used_once(relay: RunningRelay) -> None:
         other = bob.state(1, uuid7(), roster, **own, **keys)
         asked = bob.connection.request("group.create", **other, encrypted_name=b"else", encrypted_group_key=b"a wrap")
         assert await refused(asked) == ("bad_argument", {"field": "encrypted_name"})
+
+
+# ── section 17 ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SEGMENT = 65_536
+
+
+async def thread_of(author: User, group_id: bytes) -> bytes:
+    thread_id: bytes = (await author.post_thread(group_id, b"title", b"body"))["thread_id"]
+    return thread_id
+
+
+async def used(user: User, group_id: bytes) -> tuple[int, int]:
+    quota = await user.connection.request("quota.get", group_id=group_id)
+    return quota["total_bytes"], quota["media_count"]
+
+
+async def test_an_upload_is_begun_again_as_it_was(relay: RunningRelay) -> None:
+    async with registered(relay, "alice", "bob") as (alice, bob):
+        group_id = await group_of(alice, bob)
+        thread_id = await thread_of(alice, group_id)
+        file = File(group_id, thread_id, bytes(SEGMENT))
+        first = await alice.begin(file)
+        assert (first["offset"], first["generation"]) == (0, 1)
+        assert (first["chunk_bytes"], first["window"]) == (
+            alice.limits["media_chunk_bytes"],
+            alice.limits["media_window"],
+        )
+        assert (await alice.begin(file))["generation"] == 2
+        assert await used(bob, group_id) == (SEGMENT, 1)
+        for other in (
+            replace(file, data=bytes(SEGMENT + 1)),
+            replace(file, encryption_iv=bytes(12)),
+            replace(file, thread_id=await thread_of(alice, group_id)),
+            replace(file, media_id=thread_id),
+        ):
+            assert await refused(alice.begin(other)) == ("id_conflict", {})
+        assert await refused(bob.begin(file)) == ("id_conflict", {})
+        assert await refused(alice.begin(replace(file, media_id=uuid7(), thread_id=uuid7()))) == ("not_found", {})
+        zero = alice.begin(replace(file, media_id=raw_client.ZERO_ID))
+        assert (await refused(zero))[0] == "bad_argument"
+        limit = alice.limits["max_media_bytes"]
+        large = alice.connection.request("media.begin", **{**file.named, "media_id": uuid7()}, size_bytes=limit + 1)
+        assert await refused(large) == ("too_large", {"field": "size_bytes", "limit": limit})
+        stranger = bob.connection.request("media.begin", **{**file.named, "group_id": uuid7()}, size_bytes=SEGMENT)
+        assert await refused(stranger) == ("not_found", {})
+
+
+async def test_chunks_are_whole_segments_in_their_order(relay: RunningRelay) -> None:
+    async with registered(relay, "alice", "bob") as (alice, bob):
+        group_id = await group_of(alice, bob)
+        file = File(group_id, await thread_of(alice, group_id), os.urandom(16 * SEGMENT))
+        await alice.begin(file)
+        generation = (await alice.begin(file))["generation"]
+
+        async def tried(offset: int, size: int, by: User = alice, generation: int = generation) -> tuple[str, Frame]:
+            chunk = file.chunk(generation, offset, bytes(size))
+            return await refused(by.connection.request("media.chunk", **chunk))
+
+        here = {"offset": 0, "generation": generation}
+        assert await tried(0, SEGMENT, generation=generation - 1) == ("upload_offset", here)
+        assert await tried(SEGMENT, SEGMENT) == ("upload_offset", here)
+        assert await tried(0, SEGMENT, by=bob) == ("not_found", {})
+        for size in (0, SEGMENT - 1, SEGMENT + 1):
+            assert await tried(0, size) == ("bad_argument", {"field": "data"})
+        limit = alice.limits["media_chunk_bytes"]
+        assert await tried(0, limit + SEGMENT) == ("too_large", {"field": "data", "limit": limit})
+        again = await alice.begin(file)
+        assert (again["offset"], again["generation"]) == (0, generation + 1)
+        await alice.send(file, again)
+        posted = await alice.commit(file)
+        assert await tried(0, SEGMENT) == ("not_found", {})
+        await alice.follow_to(group_id, posted["seq"])
+        assert await alice.download(group_id, file.media_id) == file.data
+
+
+async def test_an_upload_that_can_not_come_to_anything_is_dropped(relay: RunningRelay) -> None:
+    async with registered(relay, "alice") as [alice]:
+        group_id = await group_of(alice)
+        file = File(group_id, await thread_of(alice, group_id), os.urandom(SEGMENT))
+        await alice.begin(file)
+        assert await used(alice, group_id) == (SEGMENT, 1)
+        assert await refused(alice.commit(file)) == ("bad_argument", {"field": "media_id"})
+        assert await used(alice, group_id) == (0, 0)
+        await alice.send(file, await alice.begin(file))
+        assert await refused(alice.commit(file, root=root_of(b"else"))) == ("bad_argument", {"field": "root"})
+        assert await used(alice, group_id) == (0, 0)
+        more = file.chunk((await alice.begin(file))["generation"], 0, bytes(2 * SEGMENT))
+        assert await refused(alice.connection.request("media.chunk", **more)) == ("bad_argument", {"field": "data"})
+        assert await used(alice, group_id) == (0, 0)
+        assert await refused(alice.commit(file)) == ("not_found", {})
+        await alice.begin(file)
+        for _ in range(2):
+            await alice.connection.request("media.abort", media_id=file.media_id)
+        assert await used(alice, group_id) == (0, 0)
+        await alice.upload(file)
+        assert await refused(alice.connection.request("media.abort", media_id=file.media_id)) == ("id_conflict", {})
+        assert await used(alice, group_id) == (SEGMENT, 1)
+
+
+async def test_a_commit_waits_for_the_key_that_is_in_force(relay: RunningRelay) -> None:
+    async with registered(relay, "alice", "bob") as (alice, bob):
+        group_id = await group_of(alice, bob)
+        thread_id = await thread_of(alice, group_id)
+        file = File(group_id, thread_id, os.urandom(SEGMENT + 1))
+        await alice.send(file, await alice.begin(file))
+        limit = alice.limits["max_metadata_bytes"]
+        assert (await refused(alice.commit(replace(file, metadata=b""))))[0] == "bad_argument"
+        too_large = {"field": "encrypted_metadata", "limit": limit}
+        assert await refused(alice.commit(replace(file, metadata=bytes(limit + 1)))) == ("too_large", too_large)
+        assert (await refused(alice.commit(file, key_epoch=2)))[0] == "stale_key_epoch"
+        assert await refused(bob.commit(file)) == ("not_found", {})
+        theirs = File(group_id, thread_id, bytes(SEGMENT))
+        await bob.begin(theirs)
+        left = await bob.connection.request(
+            "group.leave", **bob.state(7, group_id, alice.without(group_id, bob.user_id))
+        )
+        assert await used(alice, group_id) == (SEGMENT + 1, 1)  # bob's upload went with his membership
+        assert await refused(bob.commit(theirs)) == ("not_found", {})
+        assert await refused(alice.commit(file)) == ("rekey_required", {})
+        await alice.follow_to(group_id, left["seq"])
+        await alice.follow_to(group_id, (await alice.rekey(group_id, b"again"))["seq"])
+        posted = await alice.commit(file)
+        await alice.follow_to(group_id, posted["seq"])
+        assert alice.logs[group_id].files[file.media_id]["key_epoch"] == 2
+        late = File(group_id, thread_id, b"late")
+        await alice.send(late, await alice.begin(late))
+        gone = alice.state(17, group_id, alice.logs[group_id].roster, target_id=thread_id)
+        await alice.connection.request("post.delete", **gone)
+        assert await refused(alice.commit(late)) == ("not_found", {})
+        assert await alice.download(group_id, file.media_id) == file.data  # the thread's files stay
+
+
+async def test_more_chunks_than_the_window(migrated_database: str) -> None:
+    async with (
+        running_relay(migrated_database, media_window=1, media_chunk_bytes=SEGMENT, max_uploads_per_user=1) as relay,
+        registered(relay, "alice") as [alice],
+    ):
+        group_id = await group_of(alice)
+        thread_id = await thread_of(alice, group_id)
+        file = File(group_id, thread_id, os.urandom(3 * SEGMENT))
+        another = alice.begin(File(group_id, thread_id, b""))
+        begun = await alice.begin(file)
+        assert (begun["chunk_bytes"], begun["window"]) == (SEGMENT, 1)
+        assert await refused(another) == ("limit_exceeded", {"limit": 1})
+        chunks = [
+            file.chunk(begun["generation"], offset, file.data[offset : offset + SEGMENT])
+            for offset in range(0, len(file.data), SEGMENT)
+        ]
+        answers = alice.connection.requests(*(("media.chunk", chunk) for chunk in chunks))
+        found = await asyncio.gather(*answers, return_exceptions=True)
+        codes = [answer.code if isinstance(answer, RelayError) else "ok" for answer in found]
+        assert codes[0] in ("ok", "rate_limited") and codes[1:] == ["rate_limited", "upload_offset"]
+        posted = await alice.upload(file)  # which begins again
+        await alice.follow_to(group_id, posted["seq"])
+        assert await alice.download(group_id, file.media_id) == file.data
+
+
+async def test_files_are_for_members(relay: RunningRelay) -> None:
+    async with registered(relay, "alice", "bob") as (alice, bob):
+        group_id = await group_of(alice, bob)
+        thread_id, other_thread = await thread_of(alice, group_id), await thread_of(alice, group_id)
+        files = [File(group_id, thread, os.urandom(5)) for thread in (thread_id, other_thread, thread_id)]
+        seqs = [(await alice.upload(file))["seq"] for file in files]
+        await bob.follow_to(group_id, seqs[-1])
+        last = files[-1].media_id
+
+        async def listed(user: User = bob, **more: Any) -> tuple[list[int], bool]:
+            page = await user.connection.request("media.list", group_id=group_id, **more)
+            return [media["seq"] for media in page["media"]], page.get("more", False)
+
+        assert await listed() == (seqs, False)
+        assert await listed(limit=2) == (seqs[1:], True)
+        assert await listed(after_seq=seqs[0], limit=1) == (seqs[1:2], True)
+        assert await listed(before_seq=seqs[1]) == (seqs[:1], False)
+        assert await listed(thread_id=thread_id) == ([seqs[0], seqs[2]], False)
+        assert (await refused(listed(after_seq=1, before_seq=2)))[0] == "bad_argument"
+        assert await refused(listed(thread_id=uuid7())) == ("not_found", {})
+
+        shown = (await bob.connection.request("media.get", media_id=last))["media"]
+        event = bob.logs[group_id].files[last]
+        for name in ("thread_id", "seq", "key_epoch", "encrypted_metadata", "encryption_iv", "size_bytes", "root"):
+            assert shown[name] == event[name]
+        assert (shown["uploaded_at"], shown["author_id"]) == (event["created_at"], alice.user_id)
+        assert shown["expires_at"] == event["created_at"] + 604_800_000_000
+        read = {"media_id": last, "offset": 1, "length": 3}
+        assert (await bob.connection.request("media.read", **read))["data"] == files[-1].data[1:4]
+        assert "downloaded" not in (await bob.connection.request("media.get", media_id=last))["media"]
+        assert (await bob.connection.request("media.read", **{**read, "length": 9}))["data"] == files[-1].data[1:]
+        assert (await bob.connection.request("media.get", media_id=last))["media"]["downloaded"]
+        assert "downloaded" not in (await alice.connection.request("media.get", media_id=last))["media"]
+        assert (await bob.connection.request("media.read", **{**read, "offset": 5}))["data"] == b""
+        beyond = bob.connection.request("media.read", **{**read, "offset": 6})
+        assert await refused(beyond) == ("bad_argument", {"field": "offset"})
+        limit = bob.limits["media_chunk_bytes"]
+        long = bob.connection.request("media.read", **{**read, "length": limit + 1})
+        assert await refused(long) == ("too_large", {"field": "length", "limit": limit})
+
+        by_bob = bob.state(19, group_id, bob.logs[group_id].roster, media_id=last)
+        assert await refused(bob.connection.request("media.delete", **by_bob)) == ("forbidden", {})
+        await alice.follow_to(group_id, seqs[-1])
+        fields = alice.state(8, group_id, alice.without(group_id, bob.user_id), user_id=bob.user_id, ban=False)
+        await alice.connection.request("member.remove", **fields)
+        for asked in (
+            bob.connection.request("media.read", **read),
+            bob.connection.request("media.get", media_id=last),
+            bob.connection.request("quota.get", group_id=group_id),
+            listed(),
+        ):
+            assert await refused(asked) == ("not_found", {})
+
+
+async def test_what_was_deleted_is_not_there(relay: RunningRelay) -> None:
+    async with registered(relay, "alice", "bob") as (alice, bob):
+        group_id = await group_of(alice, bob)
+        file = File(group_id, await thread_of(alice, group_id), os.urandom(5))
+        posted = await bob.upload(file)
+        about = {"group_id": group_id, "key_epoch": 1, "target_id": file.media_id, "encrypted_body": b"nice"}
+        annotated = await alice.connection.request("annotation.post", annotation_id=uuid7(), **about)
+        fields = alice.state(19, group_id, alice.logs[group_id].roster, media_id=file.media_id)
+        deleted = await alice.connection.request("media.delete", **fields)  # she is the owner
+        again = await alice.connection.request("media.delete", **fields)
+        assert again | {"id": 0} == deleted | {"id": 0, "duplicate": True}
+        for user in (alice, bob):
+            await user.follow_to(group_id, deleted["seq"])
+        assert annotated["seq"] == posted["seq"] + 1
+        late = alice.connection.request("annotation.post", annotation_id=uuid7(), **about)
+        assert await refused(late) == ("not_found", {})
+        named = {"media_id": file.media_id}
+        assert await refused(bob.connection.request("media.get", **named)) == ("not_found", {})
+        assert await refused(bob.connection.request("media.read", **named, offset=0, length=5)) == ("not_found", {})
+        fields = bob.state(19, group_id, bob.logs[group_id].roster, **named)
+        assert await refused(bob.connection.request("media.delete", **fields)) == ("not_found", {})
+        assert (await bob.begin(file))["generation"] == 0
+        assert (await bob.commit(file))["duplicate"]
+        assert await used(bob, group_id) == (0, 0)
+
+
+async def test_no_upload_goes_beyond_the_quota(relay: RunningRelay) -> None:
+    async with registered(relay, "alice") as [alice]:
+        group_id = await group_of(alice)
+        thread_id = await thread_of(alice, group_id)
+        quota = await alice.connection.request("quota.get", group_id=group_id)
+        size = alice.limits["max_media_bytes"]
+        fitting, rest = divmod(quota["max_bytes"], size)
+        begins = [
+            ("media.begin", {**File(group_id, thread_id, b"").named, "size_bytes": size}) for _ in range(fitting + 3)
+        ]
+        found = await asyncio.gather(*alice.connection.requests(*begins), return_exceptions=True)
+        errors = [answer for answer in found if isinstance(answer, RelayError)]
+        free = {"free_bytes": rest, "free_count": quota["max_media_count"] - fitting}
+        assert [(error.code, error.details) for error in errors] == [("quota_exceeded", free)] * 3
+        assert await used(alice, group_id) == (fitting * size, fitting)
+
+
+async def test_a_file_whose_time_is_over(migrated_database: str) -> None:
+    async with (
+        running_relay(migrated_database, media_sweep_ms=3_600_000) as relay,
+        registered(relay, "alice") as [alice],
+    ):
+        group_id = await group_of(alice)
+        file = File(group_id, await thread_of(alice, group_id), os.urandom(5))
+        posted = await alice.upload(file)
+        await alice.follow_to(group_id, posted["seq"])
+        connection = await asyncpg.connect(migrated_database, timeout=10)
+        try:
+            await connection.execute("UPDATE media SET expires_at = clock_timestamp()", timeout=10)
+        finally:
+            await connection.close(timeout=10)
+        fields = alice.state(19, group_id, alice.logs[group_id].roster, media_id=file.media_id)
+
+        async def answers_that_it_expired() -> None:
+            named = {"media_id": file.media_id}
+            for asked in (
+                alice.connection.request("media.get", **named),
+                alice.connection.request("media.read", **named, offset=0, length=5),
+                alice.connection.request("media.delete", **fields),
+            ):
+                assert await refused(asked) == ("media_expired", {})
+            assert (await alice.connection.request("media.list", group_id=group_id))["media"] == []
+
+        await answers_that_it_expired()  # at once: no sweep has come by
+        assert alice.connection.pushes.empty() and await used(alice, group_id) == (5, 1)
+        other = File(group_id, file.thread_id, b"")
+        await alice.begin(other)
+        await alice.connection.request("media.abort", media_id=other.media_id)  # nudges the sweep
+        await alice.follow_to(group_id, posted["seq"] + 1)
+        expired = alice.logs[group_id].events[-1]
+        assert (expired["kind"], expired["object_id"], expired["actor_id"]) == (20, file.media_id, raw_client.ZERO_ID)
+        await answers_that_it_expired()
+        assert await used(alice, group_id) == (0, 0)
+        assert (await alice.begin(file))["generation"] == 0

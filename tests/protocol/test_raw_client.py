@@ -1,6 +1,7 @@
 """SPEC.md suffices: a client written from it alone agrees with the vectors, and lives with a real relay."""
 
 import ast
+import os
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.protocol import raw_client
-from tests.protocol.raw_client import ADMIN, Finding, Frame, Log, RelayError
+from tests.protocol.raw_client import ADMIN, File, Finding, Frame, Log, RelayError
 from tests.protocol.vectors import load, named
 from tests.protocol.visitors import on_relay, registered
 from tests.relays import RunningRelay
@@ -41,10 +42,10 @@ STATEMENTS = load("statements")
 
 def from_hex(frame: Frame) -> Frame:
     """A frame of the vectors as it comes over the wire."""
-    text = {"type", "kind", "seq", "key_epoch", "created_at", "erased"}
+    plain = {"type", "kind", "seq", "key_epoch", "created_at", "size_bytes", "erased"}
     return {
         name: value
-        if name in text
+        if name in plain
         else [bytes.fromhex(inner) for inner in value]
         if isinstance(value, list)
         else bytes.fromhex(value)
@@ -113,6 +114,12 @@ TAMPERED: dict[str, Tamper] = {
     "a statement is withheld": changed(9, statement=b""),
     "the relay admits somebody": changed(7, actor_id=bytes(16)),
     "a group's content is another's": changed(5, group_id=bytes(16)),
+    "a file's metadata are others": changed(23, encrypted_metadata=b"something else"),
+    "a file's vector is another": changed(23, encryption_iv=bytes(12)),
+    "a file is shorter": changed(23, size_bytes=65_536),
+    "a file's root is another": changed(23, root=bytes(32)),
+    "a file is moved": changed(23, thread_id=bytes(15) + b"x"),
+    "another file expires": changed(27, object_id=bytes(15) + b"x"),
     "an erased body is withheld without its hashes": lambda events: [
         {name: value for name, value in event.items() if name != "encrypted_body"} for event in events
     ],
@@ -123,6 +130,54 @@ TAMPERED: dict[str, Tamper] = {
 def test_the_client_finds_what_a_relay_altered(tamper: Tamper) -> None:
     with pytest.raises(Finding):
         log_of(tamper(story()))
+
+
+def forged(events: list[Frame], seq: int, **fields: Any) -> list[Frame]:
+    """The log up to `seq`, and then an event that only a relay can make, with the right hashes."""
+    kept = events[:seq]
+    bare = {"group_id": kept[-1]["group_id"], "seq": seq + 1, "key_epoch": 4, "created_at": kept[-1]["created_at"]}
+    event = {"type": "event", **bare, "actor_id": raw_client.ZERO_ID, **fields}
+    event["content_hash"] = raw_client.content_hash(event)
+    event["hash"] = raw_client.event_hash(kept[-1]["hash"], event)
+    return [*kept, event]
+
+
+def test_the_client_takes_the_end_of_a_file_from_the_relay() -> None:
+    events = story()
+    assert events[22]["object_id"] in log_of(events[:23]).files
+    assert not log_of(forged(events, 23, kind=20, object_id=events[22]["object_id"])).files
+    assert log_of(events[:27]).files == {}
+
+
+@pytest.mark.parametrize(
+    ("seq", "kind", "file"),
+    [(23, 19, 23), (25, 20, 23), (27, 20, 26), (24, 20, 24), (24, 20, 14)],
+    ids=["deleted by the relay", "deleted before", "expired before", "an annotation", "a thread"],
+)
+def test_the_client_takes_no_other_end_of_a_file(seq: int, kind: int, file: int) -> None:
+    events = story()
+    with pytest.raises(Finding):
+        log_of(forged(events, seq, kind=kind, object_id=events[file - 1]["object_id"]))
+
+
+@pytest.mark.parametrize(("seq", "takes"), [(23, True), (25, False), (27, False)])
+def test_nothing_is_attached_to_a_file_that_is_gone(seq: int, takes: bool) -> None:
+    events = story()
+    author, file = (events[25 if seq == 27 else 22][name] for name in ("actor_id", "object_id"))
+    annotation = {"kind": 16, "object_id": raw_client.uuid7(), "actor_id": author, "target_id": file}
+    log = forged(events, seq, **annotation, encrypted_body=b"late")
+    if takes:
+        log_of(log)
+        return
+    with pytest.raises(Finding, match="deleted"):
+        log_of(log)
+
+
+@pytest.mark.parametrize("vector", **named(load("media")["files"], "size_bytes"))
+def test_the_client_computes_the_same_roots(vector: Frame) -> None:
+    data = bytes(i % 251 for i in range(vector["size_bytes"]))
+    assert [digest.hex() for digest in raw_client.segment_digests(data)] == vector["segment_digests"]
+    assert raw_client.root_of(data).hex() == vector["root"]
 
 
 @pytest.mark.parametrize("vector", **named(STATEMENTS["statements"], "name"))
@@ -349,3 +404,69 @@ async def test_cursors_signals_and_pings(relay: RunningRelay) -> None:
         assert signal == {"type": "signal", "group_id": group_id, "user_id": alice.user_id, "payload": b"typing"}
         ping = await alice.connection.request("ping")
         assert ping["heads"] == [{"group_id": group_id, "seq": log.seq, "hash": log.hash}]
+
+
+@on_relay
+async def test_a_file_from_its_upload_to_its_deletion(relay: RunningRelay) -> None:
+    async with registered(relay, "alice", "bob") as (alice, bob):
+        group_id = await alice.found(b"the name")
+        await alice.subscribe(group_id)
+        await alice.follow(is_live)
+        await bob.join(*await alice.invite(group_id))
+        await bob.subscribe(group_id)
+        await bob.follow(is_live)
+        thread_id = (await alice.post_thread(group_id, b"title", b"body"))["thread_id"]
+
+        async def shared(size: int) -> tuple[File, Frame]:
+            """A file of this size, after both have read it; and the answer to its commit."""
+            file = File(group_id, thread_id, os.urandom(size))
+            posted = await alice.upload(file)
+            for user in (alice, bob):
+                await user.follow_to(group_id, posted["seq"])
+                assert await user.download(group_id, file.media_id) == file.data
+            event = bob.logs[group_id].files[file.media_id]
+            assert (event["hash"], event["content_hash"]) == (posted["hash"], posted["content_hash"])
+            assert (event["size_bytes"], event["encryption_iv"]) == (size, file.encryption_iv)
+            assert (event["encrypted_metadata"], event["actor_id"]) == (file.metadata, alice.user_id)
+            return file, posted
+
+        for size in (0, 1, 65_536):
+            await shared(size)
+        file, posted = await shared(1_200_000)
+        assert await bob.download(group_id, file.media_id, length=100_001) == file.data
+
+        repeated = await alice.commit(file)
+        assert repeated | {"id": 0} == posted | {"id": 0, "duplicate": True}
+        fields = alice.state(19, group_id, alice.logs[group_id].roster, media_id=file.media_id)
+        deleted = await alice.connection.request("media.delete", **fields)
+        for user in (alice, bob):
+            await user.follow_to(group_id, deleted["seq"])
+            assert file.media_id not in user.logs[group_id].files
+        page = await bob.connection.request("event.list", group_id=group_id, after_seq=posted["seq"] - 1, limit=1)
+        [erased] = page["events"]
+        assert erased["erased"] and not erased.keys() & {"encrypted_metadata", "encryption_iv", "size_bytes", "root"}
+        assert raw_client.content_hash(erased) == posted["content_hash"]
+
+
+@on_relay
+async def test_an_upload_that_was_cut_off_goes_on(relay: RunningRelay) -> None:
+    async with registered(relay, "alice") as [alice]:
+        group_id = await alice.found(b"the name")
+        await alice.subscribe(group_id)
+        await alice.follow(is_live)
+        thread_id = (await alice.post_thread(group_id, b"title", b"body"))["thread_id"]
+        file = File(group_id, thread_id, os.urandom(1_200_000))
+        begun = await alice.begin(file)
+        assert (begun["offset"], begun["generation"]) == (0, 1)
+        await alice.send(file, begun, end=589_824)
+        await alice.connection.cut()
+        await alice.return_to(relay.url)
+        begun = await alice.begin(file)
+        assert (begun["offset"], begun["generation"]) == (589_824, 2)
+        await alice.send(file, begun)
+        posted = await alice.commit(file)
+        await alice.subscribe(group_id)
+        await alice.follow_to(group_id, posted["seq"])
+        assert await alice.download(group_id, file.media_id) == file.data
+        again = await alice.begin(file)
+        assert (again["offset"], again["generation"]) == (1_200_000, 0)

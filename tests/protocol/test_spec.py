@@ -23,6 +23,7 @@ from orbital_protocol.codes import (
     Scope,
 )
 from orbital_protocol.frames import PUSHES, REQUESTS, Error, Frame, Limits, Ok, Value
+from orbital_protocol.media import SEGMENT_BYTES
 from orbital_relay.dispatch import Handlers, routes
 from tests.protocol.vectors import PROTOCOL, load
 
@@ -61,6 +62,8 @@ BY_DESCRIPTION = {
     "1 to 64 of a-z, 0-9, _ . -": "cursor_name",
     "a name for people": "label",
     "kind of an event": "kind",
+    "initialisation vector, 12 bytes": "iv",
+    "number of bytes, or a position in a file": "size",
 }
 
 
@@ -248,12 +251,15 @@ def test_the_relay_asks_for_these_scopes() -> None:
 def test_numbers_that_are_fixed() -> None:
     assert f"Containers nest at most {codec.MAX_DEPTH} deep" in SPEC
     assert f"It has at most {statements.MAX_STATEMENT_BYTES:,} bytes" in " ".join(SPEC.split())
+    assert f"⌈`size_bytes` / {SEGMENT_BYTES:,}⌉" in SPEC
+    assert f"`{sha256(b'').hexdigest()}`" in SPEC.partition("### 17.1 The root")[2].partition("### ")[0]
 
 
 def test_every_mutating_request_says_what_happens_when_it_is_repeated() -> None:
     found = {name for cells in rows("### 5.4 Repeated requests") for name in quoted(cells[0])}
     reading = {"event.list", "thread.list", "reply.list", "group.list", "group.get", "group.keys", "member.list"}
     reading |= {"invite.list", "invite.open", "user.get", "backup.get", "cursor.get", "session.list", "token.list"}
+    reading |= {"media.get", "media.read", "media.list", "quota.get"}
     posts = {"thread.post", "reply.post", "annotation.post"}
     control = {frames.type_of(r) for r in REQUESTS if issubclass(r, frames.ControlRequest)}
     assert found | reading | posts | control == set(map(frames.type_of, REQUESTS))
@@ -282,21 +288,21 @@ def example(heading: str) -> list[str]:
 
 def test_the_ping() -> None:
     [ping] = [exchange for exchange in load("frames")["exchanges"] if exchange["type"] == "ping"]
-    assert example("17.1 A ping and its answer") == [ping["request"]["bytes"], ping["answer"]["bytes"]]
+    assert example("18.1 A ping and its answer") == [ping["request"]["bytes"], ping["answer"]["bytes"]]
 
 
 def test_the_statement() -> None:
-    statement, signature = example("17.2 A statement")
+    statement, signature = example("18.2 A statement")
     [vector] = [found for found in load("statements")["statements"] if found["statement"] == statement]
     assert vector["signature"] == signature
-    section = SPEC.partition("\n### 17.2")[2].partition("\n### ")[0]
+    section = SPEC.partition("\n### 18.2")[2].partition("\n### ")[0]
     assert f"`{vector['preimage'].removesuffix(statement)}`" in section
     assert f"`{vector['signing_key']}`" in section
     assert f"these {len(statement) // 2} bytes" in " ".join(section.split())
 
 
 def test_the_event() -> None:
-    field, content, preimage, event_hash = example("17.3 An event")
+    field, content, preimage, event_hash = example("18.3 An event")
     event: dict[str, Any] = next(found for found in load("chain")["events"] if found["hash"] == event_hash)
     assert event["fields"] == [field]
     assert sha256(bytes.fromhex(content)).hexdigest() == event["content_hash"]

@@ -4,7 +4,10 @@ import pytest
 
 from tests.protocol.vectors import PROTOCOL, load
 
-NAMES = ["frames", "codec", "limits", "chain", "statements"]
+NAMES = ["frames", "codec", "limits", "chain", "statements", "media"]
+
+CONTENT = ["encrypted_title", "encrypted_body", "encrypted_metadata", "encryption_iv", "size_bytes", "root"]
+CONTENT += ["statement", "signature"]
 
 
 def test_these_are_all() -> None:
@@ -38,11 +41,16 @@ def test_events_are_pushed_as_the_chain_has_them() -> None:
             assert frame[name] == event[name]
         parent = frame.get("thread_id") or frame.get("target_id") or "00" * 16
         assert parent == event["parent_id"]
-        content = [
-            frame[name] for name in ("encrypted_title", "encrypted_body", "statement", "signature") if name in frame
-        ]
+        content = [frame[name] if name != "size_bytes" else f"{frame[name]:016x}" for name in CONTENT if name in frame]
         assert content == ([] if "field_hashes" in frame else event["fields"])
         assert frame.get("field_hashes", event["field_hashes"]) == event["field_hashes"]
+
+
+def test_files_are_those_of_media() -> None:
+    roots = {(file["size_bytes"], file["root"]) for file in load("media")["files"]}
+    pushed = [push["frame"] for push in load("frames")["pushes"] if push["type"] == "event"]
+    posted = {(frame["size_bytes"], frame["root"]) for frame in pushed if "root" in frame}
+    assert posted and posted <= roots
 
 
 def test_statements_are_those_of_the_chain() -> None:
