@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
-from bench import fanout, ingest, latency
+from bench import fanout, ingest, latency, media
 from bench.figures import Plan, Result
 from bench.stage import BenchError
 
@@ -14,6 +14,9 @@ BENCHES: Final[Mapping[str, Callable[[Plan], Coroutine[Any, Any, Result]]]] = {
     "ingest": ingest.measure,
     "fanout": fanout.measure,
     "latency": latency.measure,
+    "media": media.measure,
+    "media_s3": media.measure_s3,
+    "media_frozen": media.measure_frozen,
 }
 
 

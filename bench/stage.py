@@ -45,6 +45,12 @@ class Postgres:
     dsn: str
     socket_dir: Path
     binaries: Path
+    directory: Path
+
+    @property
+    def media_dir(self) -> Path:
+        """Where relays on this server keep files: on the same disk."""
+        return self.directory / "media"
 
     def pgbench(self, *arguments: str) -> Sequence[str]:
         """The command that runs pgbench on this server."""
@@ -73,7 +79,7 @@ async def running_postgres(name: str) -> AsyncIterator[Postgres]:
         dsn = await server.start()
         await migrate.upgrade(dsn)
         await _require_durable(dsn)
-        yield Postgres(dsn, Layout.of(directory).socket_dir, wheel_binaries())
+        yield Postgres(dsn, Layout.of(directory).socket_dir, wheel_binaries(), directory)
     finally:
         await server.stop()
         shutil.rmtree(directory)
@@ -102,7 +108,7 @@ async def _require_durable(dsn: str) -> None:
 
 
 @asynccontextmanager
-async def running_relay(postgres: Postgres, token_key: TokenKey) -> AsyncIterator[int]:
+async def running_relay(postgres: Postgres, token_key: TokenKey, **settings: object) -> AsyncIterator[int]:
     """`orbital-relay serve` on this database, as a process of its own; the port that it listens on."""
     given = {
         "database_url": postgres.dsn,
@@ -111,7 +117,9 @@ async def running_relay(postgres: Postgres, token_key: TokenKey) -> AsyncIterato
         "listen_port": 0,
         "operators_port": 0,
         "log_format": "json",
+        "media_dir": postgres.media_dir,
         **_RAISED_LIMITS,
+        **settings,
     }
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ORBITAL_")}
     environment |= {f"ORBITAL_{key.upper()}": str(value) for key, value in given.items()}

@@ -52,16 +52,20 @@ FIRST_REQUEST_ID: Final = 1 << 20
 _WIDTHS: Final = ((1 << 7, 1), (1 << 8, 2), (1 << 16, 3), (1 << 32, 5))
 
 
-def masked(payload: bytes) -> bytes:
-    """The WebSocket frame of a client's whole binary message."""
-    size = len(payload)
+def masked_head(size: int) -> bytes:
+    """What a client's whole binary message of so many bytes begins with: header and mask."""
     if size < _SHORT:
         header = bytes((0x82, 0x80 | size))
     elif size < _MEDIUM:
         header = b"\x82\xfe" + size.to_bytes(2, "big")
     else:
         header = b"\x82\xff" + size.to_bytes(8, "big")
-    return header + _ZERO_MASK + payload
+    return header + _ZERO_MASK
+
+
+def masked(payload: bytes) -> bytes:
+    """The WebSocket frame of a client's whole binary message."""
+    return masked_head(len(payload)) + payload
 
 
 def reply(request_id: int, place: Place, body_bytes: int) -> bytes:
@@ -319,8 +323,8 @@ def come_in(port: int, tokens: Sequence[str], group_id: bytes | None = None) -> 
 
 
 def next_task() -> dict[str, Any]:
-    """The next line that the benchmark hands to this generator."""
-    task: dict[str, Any] = json.loads(sys.stdin.readline())
+    """The next line that the benchmark hands to this generator; nothing, once there are no more."""
+    task: dict[str, Any] = json.loads(sys.stdin.readline() or "{}")
     return task
 
 
