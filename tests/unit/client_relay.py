@@ -82,6 +82,11 @@ LIMITS = Limits(
     max_tokens_per_user=50,
     max_sessions_per_user=50,
     max_backup_bytes=1_000_000,
+    max_media_bytes=1_073_741_824,
+    max_metadata_bytes=4096,
+    media_chunk_bytes=524_288,
+    media_window=20,
+    max_uploads_per_user=100,
     page_limit=200,
     rekeys_per_hour=60,
     knocks_per_hour=60,
@@ -192,6 +197,22 @@ class FakeLog:
             content_hash=chain.content_hash(ZERO_ID, [chain.field_hash(title), chain.field_hash(body)]),
             encrypted_title=title,
             encrypted_body=body,
+        )
+
+    def file(self, metadata: bytes, iv: bytes, size_bytes: int, root: bytes) -> Event:
+        """Append a file."""
+        thread_id = uuid7()
+        fields = chain.media_fields(metadata, iv, size_bytes, root)
+        return self._append(
+            kind=Kind.MEDIA_POSTED,
+            object_id=uuid7(),
+            actor_id=uuid7(),
+            content_hash=chain.content_hash(thread_id, [chain.field_hash(each) for each in fields]),
+            thread_id=thread_id,
+            encrypted_metadata=metadata,
+            encryption_iv=iv,
+            size_bytes=size_bytes,
+            root=root,
         )
 
     def say(self, signed: SignedStatement) -> Event:

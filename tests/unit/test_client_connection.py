@@ -1,6 +1,7 @@
 """One WebSocket: requests and their answers, pushes, frames in messages, and how it ends."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
@@ -22,6 +23,8 @@ from orbital_protocol.frames import (
     GroupList,
     GroupListOk,
     Login,
+    MediaChunk,
+    MediaChunkOk,
     Ping,
     PingOk,
     Push,
@@ -248,6 +251,44 @@ async def test_a_request_given_up_leaves_its_slot_and_its_late_answer_is_passed_
             assert not connection.has_requests
             await (await relay.connection()).push(PingOk(id=relay.of(Ping)[0].id, server_time=1, heads=[]))
             assert (await soon(connection.request(GroupList(id=0), GroupListOk))).groups == []
+
+
+def a_chunk() -> MediaChunk:
+    return MediaChunk(id=0, media_id=bytes(16), generation=1, offset=0, data=bytes(500_000))
+
+
+async def test_other_requests_wait_for_no_more_than_one_piece_of_a_file() -> None:
+    async with fake_relay() as relay:
+        relay.hello = replace(HELLO, limits=replace(LIMITS, max_unauthenticated_frame_bytes=1_048_576))
+        relay.answers[MediaChunk] = lambda _, request: [MediaChunkOk(id=request.id, offset=0)]
+        async with connected(relay) as connection:
+            chunks = [connection.request(a_chunk(), MediaChunkOk) for _ in range(10)]
+            pings = [connection.request(Ping(id=0), PingOk) for _ in range(5)]
+            await soon(asyncio.gather(*chunks, *pings))
+            kinds = [type_of(request) for request in relay.requests]
+            assert kinds[:5] == ["ping"] * 5
+            assert [len(list(split(message))) for message in relay.messages] == [5, *[1] * 10]
+
+
+async def test_a_line_that_is_full_of_a_file_lets_others_through_soon() -> None:
+    async with fake_relay() as relay:
+        relay.hello = replace(HELLO, limits=replace(LIMITS, max_unauthenticated_frame_bytes=1_048_576))
+        relay.answers[MediaChunk] = lambda _, request: [MediaChunkOk(id=request.id, offset=0)]
+
+        async def with_a_short_breath(connection: FakeConnection) -> None:
+            raw = connection.socket.transport.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+            connection.socket.transport.pause_reading()
+
+        relay.on_connect = with_a_short_breath
+        async with connected(relay) as connection:
+            chunks = [asyncio.create_task(connection.request(a_chunk(), MediaChunkOk)) for _ in range(20)]
+            await until(connection._socket.transport.get_write_buffer_size)
+            ping = asyncio.create_task(connection.request(Ping(id=0), PingOk))
+            await until(lambda: len(connection._outgoing) == 1)
+            (await relay.connection()).socket.transport.resume_reading()
+            await soon(asyncio.gather(ping, *chunks))
+            assert [type_of(request) for request in relay.requests].index("ping") <= 3
 
 
 async def test_a_frame_that_the_relay_would_not_take_is_not_sent() -> None:

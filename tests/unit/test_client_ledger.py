@@ -16,6 +16,7 @@ from orbital_protocol.statements import (
     GroupTransferred,
     GroupUpdated,
     KeyReplaced,
+    MediaDeleted,
     MemberJoined,
     MemberLeft,
     MemberRemoved,
@@ -144,7 +145,7 @@ def test_a_group_that_ends_with_its_owners_account_is_no_finding() -> None:
 def test_an_event_of_a_later_kind_is_chained_by_the_content_hash_it_names() -> None:
     log = FakeLog()
     log.reply()
-    log._append(kind=Kind.MEDIA_POSTED, object_id=uuid7(), actor_id=uuid7(), content_hash=bytes(range(32)))
+    log._append(kind=21, object_id=uuid7(), actor_id=uuid7(), content_hash=bytes(range(32)))
     log._append(kind=200, object_id=uuid7(), actor_id=uuid7(), content_hash=bytes(32))
     assert ledger_of(log).position == log.head
 
@@ -160,6 +161,45 @@ def test_erased_and_filtered_posts_verify_by_the_hashes_of_their_fields() -> Non
         Chain(log.cursor(0)).advance(replace(bare, field_hashes=hashes[::-1]))
     with pytest.raises(ChainBroken):
         Chain(log.cursor(0)).advance(replace(thread, encrypted_body=b"forged", field_hashes=hashes))
+
+
+def test_files_verify_by_their_fields_or_by_the_hashes_of_them() -> None:
+    log = FakeLog()
+    posted = log.file(b"metadata", bytes(range(12)), 2**40, bytes(range(32)))
+    Chain(log.cursor(0)).advance(posted)
+    for changes in (
+        {"encrypted_metadata": b"forged"},
+        {"encryption_iv": bytes(12)},
+        {"size_bytes": 2**40 + 1},
+        {"root": bytes(32)},
+        {"thread_id": uuid7()},
+        {"root": None},
+    ):
+        with pytest.raises(ChainBroken, match="content"):
+            Chain(log.cursor(0)).advance(replace(posted, **changes))
+    hashes = [
+        chain.field_hash(each) for each in chain.media_fields(b"metadata", bytes(range(12)), 2**40, bytes(range(32)))
+    ]
+    bare = replace(posted, encrypted_metadata=None, encryption_iv=None, size_bytes=None, root=None, field_hashes=hashes)
+    Chain(log.cursor(0)).advance(bare)
+    Chain(log.cursor(0)).advance(replace(bare, erased=True))
+    with pytest.raises(ChainBroken, match="content"):
+        Chain(log.cursor(0)).advance(replace(bare, field_hashes=hashes[::-1]))
+
+
+def test_a_file_is_deleted_by_a_statement_and_expires_by_the_relays_word() -> None:
+    log = FakeLog(GROUP)
+    log.say(ANN.sign(created()))
+    deletion = log.say(ANN.sign(MediaDeleted(**header(), media_id=uuid7())))
+    expiry = log.by_relay(Kind.MEDIA_EXPIRED, uuid7())
+    assert ledger_of(log).position == log.head
+    for event, changes in (
+        (deletion, {"statement": None, "signature": None, "content_hash": chain.RELAY_CONTENT_HASH}),
+        (expiry, {"actor_id": ANN.user_id}),
+    ):
+        start = log.cursor(event.seq - 1)
+        with pytest.raises(ChainBroken, match="without its statement"):
+            Chain(start).advance(rehashed(replace(event, **changes), start.hash))
 
 
 def said(signed: SignedStatement, **changes: Any) -> Event:

@@ -5,9 +5,12 @@ session     one login kept alive: tokens, reconnecting   connection  one WebSock
 feed        from the socket to `events()`                inbox       the bounded queue between, and its items
 following   which groups are subscribed to               control     statements: built, signed, sent
 ledger      chain, roster and key epoch as verified      identity    a user's keys
-links       invite links                                 stores      where tokens and cursors are kept
-bookmarks   how far the application has read             backoff     how long to wait
-files       private files, replaced whole                errors      all that is raised
+uploads     a file's way up                              downloads   a file's way down
+outgoing    what is uploaded, kept until it is durable   sealing     the seam for its encryption
+transfers   how much of files is on its way at once      links       invite links
+bookmarks   how far the application has read             stores      where tokens and cursors are kept
+files       private files, replaced whole                backoff     how long to wait
+errors      all that is raised
 """
 
 from orbital_client.client import Client
@@ -23,6 +26,7 @@ from orbital_client.errors import (
     ConnectionLost,
     FutureCursor,
     LogBroken,
+    MediaCorrupt,
     NotAuthenticated,
     NotFound,
     OrbitalError,
@@ -37,7 +41,9 @@ from orbital_client.identity import Identity, thumbprint, uuid7
 from orbital_client.inbox import Disconnected, Item, Reconnected
 from orbital_client.ledger import statement_of
 from orbital_client.links import InviteLink
+from orbital_client.sealing import Sealing
 from orbital_client.stores import CursorStore, FileCursors, FileTokens, MemoryCursors, MemoryTokens, Tokens, TokenStore
+from orbital_client.uploads import MediaFacts, PostedMedia
 from orbital_protocol.codes import ErrorCode, History, Kind, Role
 from orbital_protocol.frames import Cursor, CursorMoved, Event, GroupGone, JoinRequested, Live, Signal
 
@@ -72,6 +78,8 @@ __all__ = [
     "Kind",
     "Live",
     "LogBroken",
+    "MediaCorrupt",
+    "MediaFacts",
     "MemoryCursors",
     "MemoryTokens",
     "NotAuthenticated",
@@ -79,11 +87,13 @@ __all__ = [
     "OrbitalError",
     "OutOfDate",
     "Posted",
+    "PostedMedia",
     "Reconnected",
     "Refused",
     "RequestFailed",
     "RequestTimeout",
     "Role",
+    "Sealing",
     "Signal",
     "TokenStore",
     "Tokens",

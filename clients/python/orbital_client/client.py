@@ -17,6 +17,7 @@ from orbital_client.inbox import Item
 from orbital_client.links import InviteLink
 from orbital_client.session import Session
 from orbital_client.stores import CursorStore, MemoryCursors, MemoryTokens, TokenStore
+from orbital_client.transfers import Places
 from orbital_protocol import ZERO_HASH
 from orbital_protocol.codes import ErrorCode, History, Kind
 from orbital_protocol.frames import (
@@ -86,6 +87,7 @@ class Client:
         self._session = Session(
             url, self._feed, tokens or MemoryTokens(), tls=tls, timeout_s=timeout_s, backoff=backoff
         )
+        self.places = Places()
         self._identity: Identity | None = None
         self._groups: dict[bytes, Group] = {}
 

@@ -6,6 +6,7 @@ bounded: requests by what the relay lets be in flight, incoming messages by `pac
 
 import asyncio
 import logging
+import socket as sockets
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from orbital_protocol.frames import (
     Error,
     GoAway,
     Hello,
+    MediaChunk,
     Ok,
     Push,
     Request,
@@ -44,9 +46,17 @@ _socket_log.setLevel(logging.INFO)
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024 + 65_536  # the most that a relay can be configured to
 _QUEUED_MESSAGES: Final = 4
+_UNSENT_BYTES: Final = 131_072
 _CLOSE_TIMEOUT_S: Final = 2.0
 _ABNORMAL: Final = 1006
 _IDS: Final = 2**32
+
+
+def _keep_unsent_small(socket: ClientConnection) -> None:
+    """Leave what can't be sent yet with us: in the kernel's buffer, of megabytes, posts would wait behind a file."""
+    if hasattr(sockets, "TCP_NOTSENT_LOWAT"):
+        raw = socket.transport.get_extra_info("socket")
+        raw.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
 
 
 class NotSent(ConnectionLost):
@@ -106,6 +116,7 @@ class Connection:
         self._slots = asyncio.Semaphore(1)  # until hello says how many
         self._message_bytes = 0
         self._outgoing: dict[int, bytes] = {}
+        self._outgoing_pieces: dict[int, bytes] = {}
         self._to_write = asyncio.Event()
         self._retry_after_ms: int | None = None
         self._reader = asyncio.create_task(self._read(), name="orbital-read")
@@ -139,6 +150,7 @@ class Connection:
             raise ValueError(str(error)) from None
         except (OSError, InvalidHandshake, TimeoutError) as error:
             raise ConnectionLost(f"can't connect to {url}: {str(error) or type(error).__name__}") from error
+        _keep_unsent_small(socket)
         connection = cls(socket, on_push, pace)
         try:
             await connection._greet(timeout_s)
@@ -206,24 +218,27 @@ class Connection:
             request_id = next(self._ids) % _IDS
             raw = encode(replace(request, id=request_id))
             self._check_size(len(raw), request)
-            outcome = await self._exchange(request_id, raw, answer)
+            outgoing = self._outgoing_pieces if isinstance(request, MediaChunk) else self._outgoing
+            outcome = await self._exchange(request_id, raw, answer, outgoing)
         if not isinstance(outcome, answer):
             raise outcome if isinstance(outcome, OrbitalError) else BadAnswer(f"{type_of(request)} got another answer")
         if isinstance(outcome, SessionOk | AuthenticateOk):
             self._message_bytes = self.hello.limits.max_frame_bytes
         return outcome
 
-    async def _exchange(self, request_id: int, raw: bytes, answer: type[Ok]) -> Ok | OrbitalError:
+    async def _exchange(
+        self, request_id: int, raw: bytes, answer: type[Ok], outgoing: dict[int, bytes]
+    ) -> Ok | OrbitalError:
         pending = _Pending(answer, asyncio.get_running_loop().create_future())
         self._pending[request_id] = pending
-        self._outgoing[request_id] = raw
+        outgoing[request_id] = raw
         self._to_write.set()
         self.read_on.set()
         try:
             return await pending.outcome
         finally:
             del self._pending[request_id]
-            self._outgoing.pop(request_id, None)
+            outgoing.pop(request_id, None)
 
     def _check_size(self, size: int, request: Request) -> None:
         if size > self._message_bytes:
@@ -296,13 +311,16 @@ class Connection:
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _write(self) -> None:
-        """Write what has queued, as few messages as the relay's limit allows."""
+        """Write what has queued: as few messages as the relay's limit allows, and one piece of a file after each."""
         try:
             while True:
                 await self._to_write.wait()
                 self._to_write.clear()
-                while self._outgoing:
-                    await self._socket.send(self._next_message())
+                while self._outgoing or self._outgoing_pieces:
+                    if self._outgoing:
+                        await self._socket.send(self._next_message())
+                    if self._outgoing_pieces:
+                        await self._socket.send(self._outgoing_pieces.pop(next(iter(self._outgoing_pieces))))
         except ConnectionClosed:
             pass  # the reader tells why
 

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from orbital_client.errors import OutOfDate
 from orbital_client.identity import Identity, thumbprint, uuid7
 from orbital_client.ledger import Ledger, Roster, roster_after
+from orbital_client.transfers import Places
 from orbital_protocol import ZERO_HASH
 from orbital_protocol.codes import ErrorCode
 from orbital_protocol.frames import (
@@ -46,7 +47,10 @@ class Relay(Protocol):
     @property
     def limits(self) -> Limits: ...
 
-    async def request(self, request: Request, answer: type[A]) -> A: ...
+    @property
+    def places(self) -> Places: ...
+
+    async def request(self, request: Request, answer: type[A], *, timeout_s: float | None = None) -> A: ...
 
     def check(self, group_id: bytes) -> None:
         """Raise LogBroken if the group's log has shown itself broken."""

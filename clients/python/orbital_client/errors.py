@@ -8,12 +8,13 @@ OrbitalError
 │   ├── AccountRefused       credentials_invalid, username_taken, registration_closed, owns_groups
 │   ├── Refused              the relay's rules or the group's don't allow it
 │   │   └── NotFound         it isn't there, or isn't for the caller to see
-│   └── OutOfDate            the group has changed: catch up, then try again
+│   └── OutOfDate            the group, or an upload, has changed: catch up, then try again
 ├── ConnectionLost           the connection ended; whether the request was carried out is unknown
 ├── RequestTimeout           no answer in time; whether the request was carried out is unknown
 ├── Closed                   the relay closed the connection for good
 ├── ClientClosed             the client was closed, or nobody has signed in yet
 ├── BadAnswer                the relay sent what the protocol doesn't allow
+├── MediaCorrupt             a file's bytes are not those that were posted
 ├── AdmissionNeeded          an invite link must be answered by an admin: knock
 └── LogBroken                a group's log is not what this client has seen of it; the client stops following it
     ├── ChainBroken          an event is missing, altered or out of order
@@ -68,7 +69,7 @@ class NotFound(Refused):
 
 
 class OutOfDate(RequestFailed):
-    """The group has changed since the request was made: catch up and try again."""
+    """The group, or an upload, has changed since the request was made: catch up and try again."""
 
 
 class ConnectionLost(OrbitalError):
@@ -94,6 +95,14 @@ class ClientClosed(OrbitalError):
 
 class BadAnswer(OrbitalError):
     """The relay sent what the protocol doesn't allow."""
+
+
+class MediaCorrupt(OrbitalError):
+    """The bytes of `media_id` that came are not those of its root."""
+
+    def __init__(self, media_id: bytes) -> None:
+        super().__init__(f"the bytes of file {media_id.hex()} are not those that were posted")
+        self.media_id = media_id
 
 
 class AdmissionNeeded(OrbitalError):
@@ -143,6 +152,8 @@ _CLASSES: Final[dict[str, type[RequestFailed]]] = {
     ErrorCode.ID_CONFLICT: Refused,
     ErrorCode.ALREADY_MEMBER: Refused,
     ErrorCode.LIMIT_EXCEEDED: Refused,
+    ErrorCode.QUOTA_EXCEEDED: Refused,
+    ErrorCode.MEDIA_EXPIRED: Refused,
 }
 
 

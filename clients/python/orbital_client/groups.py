@@ -1,17 +1,25 @@
 """One group: what its members do in it. Statements are built on what was verified of the log, and signed."""
 
+import os
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from typing import Final
 
 from orbital_client.control import Control, Relay
+from orbital_client.downloads import download, read_stored
 from orbital_client.errors import BadAnswer, OutOfDate
 from orbital_client.identity import thumbprint, uuid7
 from orbital_client.ledger import Chain, Ledger
 from orbital_client.links import InviteLink
+from orbital_client.outgoing import Outgoing, Source, size_of
+from orbital_client.sealing import Plain, Sealing
+from orbital_client.transfers import PATIENCE_S
+from orbital_client.uploads import Metadata, Place, PostedMedia, Progress, Upload
 from orbital_protocol import ZERO_HASH, ZERO_ID, chain
 from orbital_protocol.codes import Kind, Role
 from orbital_protocol.frames import (
@@ -44,6 +52,11 @@ from orbital_protocol.frames import (
     InviteRotate,
     InviteRotateOk,
     JoinRequest,
+    MediaDelete,
+    MediaGet,
+    MediaGetOk,
+    MediaList,
+    MediaListOk,
     Member,
     MemberRemove,
     MemberSetRole,
@@ -51,6 +64,8 @@ from orbital_protocol.frames import (
     Ok,
     PostDelete,
     PostOk,
+    QuotaGet,
+    QuotaGetOk,
     ReplyList,
     ReplyPost,
     Request,
@@ -66,6 +81,7 @@ from orbital_protocol.statements import (
     GroupUpdated,
     InviteCreated,
     InviteRevoked,
+    MediaDeleted,
     MemberJoined,
     MemberLeft,
     MemberRemoved,
@@ -171,6 +187,102 @@ class Group:
         """Tell whoever is online something that is never stored. Not sent again if the connection is lost."""
         self._relay.check(self.group_id)
         await self._relay.request(SignalSend(id=0, group_id=self.group_id, payload=payload), Ok)
+
+    # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def upload(  # noqa: PLR0913  options, each with a default that suits most
+        self,
+        source: Source,
+        *,
+        thread_id: bytes,
+        metadata: Metadata,
+        size_bytes: int | None = None,
+        media_id: bytes | None = None,
+        on_progress: Progress | None = None,
+        seal: Sealing | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> PostedMedia:
+        """Post a file in a thread; it goes on by itself as long as within `patience_s` anything becomes durable.
+
+        With a `media_id` of one's own, the same again goes on with what an earlier try began, or finds what it did, in
+        another process too. Raises ValueError where the source has not `size_bytes` (which an iterable must be given),
+        BadRequest where it isn't what the earlier try began with, and OutOfDate when the group must be rekeyed first.
+        """
+        self._relay.check(self.group_id)
+        sealing = seal or Plain()
+        outgoing = Outgoing(source, await size_of(source) if size_bytes is None else size_bytes, sealing)
+        upload = Upload(
+            self._relay,
+            self,
+            Place(self.group_id, thread_id, media_id or uuid7(), sealing.encryption_iv),
+            outgoing,
+            metadata,
+            on_progress=on_progress,
+            patience_s=patience_s,
+            is_resumable=media_id is not None,
+        )
+        return await upload.run()
+
+    async def download(
+        self,
+        media_id: bytes,
+        destination: str | os.PathLike[str],
+        *,
+        root: bytes | None = None,
+        on_progress: Progress | None = None,
+        open: Sealing | None = None,
+    ) -> Path:
+        """Bring a file to a path, by way of `<path>.part`, which the next try goes on with if this one fails.
+
+        `root` is that of the file's event; without it the relay's word is taken for it. Raises MediaCorrupt, and keeps
+        nothing, if the bytes are others.
+        """
+        media = (await self.media_info(media_id)).media
+        path = Path(destination)
+        await download(self._relay, media, path, root=root or media.root, sealing=open, on_progress=on_progress)
+        return path
+
+    async def read_media(self, media_id: bytes, *, offset: int = 0) -> AsyncGenerator[bytes, None]:
+        """A file's bytes as they are stored, from the offset on, in pieces of any size. Nothing of them is verified."""
+        media = (await self.media_info(media_id)).media
+        async with aclosing(read_stored(self._relay, media, offset)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def media(
+        self,
+        *,
+        thread_id: bytes | None = None,
+        after_seq: int | None = None,
+        before_seq: int | None = None,
+        limit: int = 50,
+    ) -> MediaListOk:
+        """A page of the group's files, or a thread's, that have not expired."""
+        request = MediaList(
+            id=0,
+            group_id=self.group_id,
+            thread_id=thread_id,
+            after_seq=after_seq,
+            before_seq=before_seq,
+            limit=self._control.limit(limit),
+        )
+        return await self._relay.request(request, MediaListOk)
+
+    async def media_info(self, media_id: bytes) -> MediaGetOk:
+        """A file as the relay has it now, and perhaps an address to fetch it from."""
+        return await self._relay.request(MediaGet(id=0, media_id=media_id), MediaGetOk)
+
+    async def delete_media(self, media_id: bytes) -> ControlOk:
+        """Delete a file: one's own, or as an admin."""
+        return await self._control.change(
+            lambda ledger: MediaDeleted(**self._control.header(ledger), media_id=media_id),
+            MediaDelete,
+            ControlOk,
+        )
+
+    async def quota(self) -> QuotaGetOk:
+        """What the group's files use, and what they may."""
+        return await self._relay.request(QuotaGet(id=0, group_id=self.group_id), QuotaGetOk)
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -4,7 +4,7 @@ No I/O. `Chain` checks that nothing is missing, altered or out of order; `Ledger
 epoch, which statements are built on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -32,10 +32,11 @@ from orbital_protocol.statements import (
 
 Roster = Mapping[bytes, RosterEntry]
 
-_POSTS: Final = frozenset({Kind.THREAD_POSTED, Kind.REPLY_POSTED, Kind.ANNOTATION_POSTED})
+_POSTS: Final = frozenset({Kind.THREAD_POSTED, Kind.REPLY_POSTED, Kind.ANNOTATION_POSTED, Kind.MEDIA_POSTED})
 _MAX_KIND: Final = 255
-_CONTROL: Final = frozenset(Kind) - _POSTS - {Kind.MEDIA_POSTED, Kind.MEDIA_DELETED, Kind.MEDIA_EXPIRED}
-_BY_RELAY: Final = frozenset({Kind.MEMBER_LEFT, Kind.GROUP_DELETED})  # may come without a statement: a deleted account
+_CONTROL: Final = frozenset(Kind) - _POSTS
+# May come without a statement: what a deleted account leaves behind, and files whose time is over.
+_BY_RELAY: Final = frozenset({Kind.MEMBER_LEFT, Kind.GROUP_DELETED, Kind.MEDIA_EXPIRED})
 
 
 class Chain:
@@ -159,12 +160,20 @@ def _content_hash(event: Event) -> bytes | None:
     if event.statement is not None:
         return chain.control_content_hash(event.statement, event.signature or b"")
     if event.kind in _POSTS:
-        fields = [field for field in (event.encrypted_title, event.encrypted_body) if field is not None]
-        hashes = [chain.field_hash(field) for field in fields] or event.field_hashes or []
+        hashes = [chain.field_hash(field) for field in _fields(event)] or event.field_hashes or []
         return chain.content_hash(event.thread_id or event.target_id or ZERO_ID, hashes)
     if event.kind in _CONTROL:
         return chain.RELAY_CONTENT_HASH
     return None
+
+
+def _fields(event: Event) -> Sequence[bytes]:
+    """The contents of a post, in the order in which they are hashed; none where they were erased or filtered out."""
+    if event.kind != Kind.MEDIA_POSTED:
+        return [field for field in (event.encrypted_title, event.encrypted_body) if field is not None]
+    if event.encrypted_metadata is None or event.encryption_iv is None or event.root is None:
+        return ()
+    return chain.media_fields(event.encrypted_metadata, event.encryption_iv, event.size_bytes or 0, event.root)
 
 
 def _event_hash(event: Event, previous_hash: bytes) -> bytes:

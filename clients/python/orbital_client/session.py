@@ -38,6 +38,7 @@ from orbital_protocol.frames import (
     Limits,
     Login,
     Logout,
+    MediaChunk,
     Ok,
     PasswordChange,
     Ping,
@@ -56,7 +57,7 @@ A = TypeVar("A", bound=Ok)
 log = logging.getLogger("orbital_client")
 
 ONCE: Final[frozenset[type[Request]]] = frozenset(
-    {Register, Login, Authenticate, Refresh, Logout, PasswordChange, AccountDelete, SignalSend}
+    {Register, Login, Authenticate, Refresh, Logout, PasswordChange, AccountDelete, SignalSend, MediaChunk}
 )
 """Requests that are not sent again by themselves. All others read, or carry an id that makes repeating them safe."""
 
