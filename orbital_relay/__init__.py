@@ -5,7 +5,8 @@ A frame's way, file by file:
     gateway       accepts sockets: caps, origin, the client's real address; `websocket` is the socket itself
     session       one connection: decodes frames, keeps their order (`ordering`), answers each request once
     dispatch      frame type -> handler, and the scope that it needs; `caller` is who asks
-    handlers/     what each request does: accounts, sessions, tokens, groups, members, invites, posts, subscriptions
+    handlers/     what each request does: accounts, sessions, tokens, groups, members, invites, posts, subscriptions,
+                  uploads, media
     control       the one flow of every request that changes a group; `policy` says who may
     writer        posts: append lanes, micro-batch -> one transaction -> acknowledgements
     store/        PostgreSQL: pool, named queries, one small module a subject
@@ -23,7 +24,8 @@ Around it:
     credentials   passwords, access and refresh tokens; `token_keys` signs them, `keys` checks users' keys
     limits        token buckets, login back-off
     announcer     tells other relays what has no table behind it
-    janitor       removes what has expired
+    media/        files: their uploads, and where their bytes are kept
+    janitor       removes what has expired; `reclaimer` does so for files and their blobs
     embedded      the PostgreSQL that comes along
     operators     metrics and health; `metrics`, `logs`
     config        settings; `errors` is what clients are told

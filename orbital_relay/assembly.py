@@ -16,13 +16,19 @@ from orbital_relay.handlers.accounts import Accounts, Registration
 from orbital_relay.handlers.groups import Groups
 from orbital_relay.handlers.invites import Invites
 from orbital_relay.handlers.key_replacement import KeyReplacement
+from orbital_relay.handlers.media import Media
 from orbital_relay.handlers.members import Members
 from orbital_relay.handlers.posts import Posts
 from orbital_relay.handlers.sessions import Sessions
 from orbital_relay.handlers.sign_in import SignIn
 from orbital_relay.handlers.subscriptions import Live
 from orbital_relay.handlers.tokens import Tokens
+from orbital_relay.handlers.uploads import MediaUploads
 from orbital_relay.limits import KeyedBuckets, LoginBackoff
+from orbital_relay.media.base import Store
+from orbital_relay.media.uploads import Uploads
+from orbital_relay.metrics import Metrics
+from orbital_relay.reclaimer import Reclaimer
 from orbital_relay.store.pool import Database
 
 
@@ -35,6 +41,10 @@ class Parts:
     fanout: Fanout
     announcer: Announcer
     workers: Workers
+    store: Store
+    uploads: Uploads
+    reclaimer: Reclaimer
+    metrics: Metrics
     relay_hex: str
     now: Clock
 
@@ -61,6 +71,8 @@ def assemble_handlers(settings: Settings, limits: Limits, parts: Parts) -> Handl
             knocks=_hourly(limits.knocks_per_hour),
         ),
         posts=Posts(parts.database, limits),
+        uploads=_uploads(limits, parts),
+        media=_media(settings, limits, control, parts),
         live=Live(
             database=parts.database,
             limits=limits,
@@ -70,6 +82,32 @@ def assemble_handlers(settings: Settings, limits: Limits, parts: Parts) -> Handl
             deliver_signal=parts.fanout.signal,
             hint=parts.announcer.announce,
         ),
+    )
+
+
+def _uploads(limits: Limits, parts: Parts) -> MediaUploads:
+    return MediaUploads(
+        database=parts.database,
+        store=parts.store,
+        uploads=parts.uploads,
+        publisher=parts.fanout,
+        metrics=parts.metrics,
+        limits=limits,
+        relay_hex=parts.relay_hex,
+        reclaim=parts.reclaimer.nudge,
+    )
+
+
+def _media(settings: Settings, limits: Limits, control: Control, parts: Parts) -> Media:
+    return Media(
+        control=control,
+        database=parts.database,
+        store=parts.store,
+        metrics=parts.metrics,
+        limits=limits,
+        now=parts.now,
+        url_ttl_s=settings.s3_url_ttl_s,
+        reclaim=parts.reclaimer.nudge,
     )
 
 

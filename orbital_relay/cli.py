@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from orbital_relay import __version__
-from orbital_relay.commands import groups, log, migrations, sessions, users
+from orbital_relay.commands import groups, log, media, migrations, sessions, users
 from orbital_relay.commands.check import check
 from orbital_relay.commands.serve import serve
 from orbital_relay.commands.settings import show_config
@@ -46,6 +46,7 @@ app.add_typer(users.app, name="user")
 app.add_typer(groups.app, name="group")
 app.add_typer(sessions.app, name="session")
 app.add_typer(log.app, name="log")
+app.add_typer(media.app, name="media")
 app.command()(tail)
 
 

@@ -34,6 +34,8 @@ from pydantic import (
     model_validator,
 )
 
+from orbital_protocol.media import SEGMENT_BYTES
+
 _PREFIX = "ORBITAL_"
 _CONFIG = "ORBITAL_CONFIG"
 _DEFAULT_FILE = Path("orbital.toml")
@@ -107,6 +109,28 @@ def _registration_code(text: str) -> str:
     return text
 
 
+def _http_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise ValueError("must be http://host:port or https://host, without a user")
+    return text
+
+
+def _bucket(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", text):
+        raise ValueError("must be a bucket's name: 3 to 63 of a-z, 0-9, . and -")
+    return text
+
+
+def _s3_prefix(text: str) -> str:
+    if not re.fullmatch(r"([A-Za-z0-9_.-]+/)*", text) or ".." in text:
+        raise ValueError("must be empty, or names that each end with a slash: orbital/media/")
+    return text
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+Bucket = Annotated[str, AfterValidator(_bucket)]
+S3Prefix = Annotated[str, AfterValidator(_s3_prefix)]
 Origin = Annotated[str, AfterValidator(_origin)]
 DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 RegistrationCode = Annotated[str, AfterValidator(_registration_code)]
@@ -142,6 +166,13 @@ class Limits(BaseModel):
     max_invites_per_group: Annotated[int, _about("invites of a group that can still be used", 1, 100_000)] = 100
     max_cursors_per_user: Annotated[int, _about("named cursors of a user", 1, 100_000)] = 256
     max_backup_bytes: Annotated[int, _about("a user's encrypted key backup", 1_024, 67_108_864)] = 1_044_480
+    max_media_bytes: Annotated[int, _about("a file", 0, 2**50)] = 1_073_741_824
+    max_metadata_bytes: Annotated[int, _about("a file's encrypted metadata", 64, 1_048_576)] = 4_125
+    media_chunk_bytes: Annotated[
+        int, _about("bytes of a file in one frame, up or down: a multiple of 65,536", 65_536, 16_777_216)
+    ] = 524_288
+    media_window: Annotated[int, _about("chunks of an upload without an answer yet", 1, 65_536)] = 20
+    max_uploads_per_user: Annotated[int, _about("uploads of a user under way", 1, 100_000)] = 100
     max_tokens_per_user: Annotated[int, _about("bot tokens of a user", 1, 100_000)] = 50
     max_sessions_per_user: Annotated[int, _about("sessions of a user; the oldest gives way", 1, 100_000)] = 100
     max_join_requests_per_group: Annotated[int, _about("knocks that wait at a group", 1, 100_000)] = 100
@@ -215,6 +246,43 @@ class Settings(Limits):
     statement_timeout_s: Annotated[float, _about("limit for one statement", 0.05, 300)] = 5
     acquire_timeout_s: Annotated[float, _about("limit for getting a connection from the pool", 0.05, 300)] = 5
 
+    media_store: Annotated[Literal["local", "s3"], _about("where files are kept: in media_dir, or in an S3 bucket")] = (
+        "local"
+    )
+    media_dir: Annotated[
+        Path | None, _about("folder of files; several relays share one; not set: media in data_dir")
+    ] = None
+    s3_endpoint: Annotated[
+        HttpUrl | None, _about("base URL of an S3-compatible service; not set: Amazon's for s3_region")
+    ] = None
+    s3_public_endpoint: Annotated[
+        HttpUrl | None, _about("the same as clients reach it, for presigned URLs; not set: s3_endpoint")
+    ] = None
+    s3_region: Annotated[str, _about("region that requests are signed for")] = "us-east-1"
+    s3_bucket: Annotated[Bucket | None, _about("bucket, which must exist; where media_store is s3")] = None
+    s3_prefix: Annotated[S3Prefix, _about("what the names of all objects begin with")] = ""
+    s3_access_key: Annotated[str | None, _about("access key id; not set: found as the AWS SDK does")] = None
+    s3_secret_key: Annotated[str | None, _about("secret of s3_access_key", secret=True)] = None
+    s3_path_style: Annotated[bool, _about("whether the bucket is in the path, not in the host name")] = True
+    s3_part_bytes: Annotated[
+        int, _about("bytes that are gathered for one part of an object; S3 wants 5 MiB at least", 5_242_880, 2**32)
+    ] = 5_242_880
+    s3_url_ttl_s: Annotated[int, _about("life of a presigned URL; 0: clients get none", 0, 604_800)] = 300
+    s3_cache_bytes: Annotated[int, _about("bytes that were read ahead of downloads, of all files", 0, 2**36)] = (
+        16_777_216
+    )
+    media_timeout_s: Annotated[float, _about("limit for one request to the store of files", 0.05, 600)] = 15
+    media_concurrency: Annotated[int, _about("requests to the store of files at once", 1, 1_000)] = 8
+    media_memory_bytes: Annotated[int, _about("bytes of uploads that wait for the store", 1_048_576, 2**36)] = (
+        134_217_728
+    )
+    upload_ttl_s: Annotated[int, _about("time without progress after which an upload is forgotten", 1, _A_YEAR_S)] = (
+        86_400
+    )
+    media_sweep_ms: Annotated[int, _about("between two looks for expired files and blobs to delete", 10, 3_600_000)] = (
+        10_000
+    )
+
     lanes: Annotated[int, _about("append lanes, each with a database connection of its own", 1, 64)] = 2
     max_batch: Annotated[int, _about("appends in one transaction", 1, 4_096)] = 256
     lane_queue: Annotated[int, _about("appends that may wait in a lane", 1, 1_000_000)] = 8_192
@@ -241,6 +309,11 @@ class Settings(Limits):
     def postgres_dir(self) -> Path:
         """Where the embedded database lives."""
         return self.data_dir / "postgres"
+
+    @property
+    def local_media_dir(self) -> Path:
+        """Where files are kept, where that is no bucket."""
+        return self.media_dir or self.data_dir / "media"
 
     @field_validator("*", mode="before")
     @classmethod
@@ -303,6 +376,35 @@ def _relations(s: Settings) -> Iterator[_Relation]:
         s.login_backoff_base_s <= s.login_backoff_max_s,
         "login_backoff_base_s",
         f"must be at most login_backoff_max_s = {s.login_backoff_max_s:g}",
+    )
+    yield from _media_relations(s, room)
+
+
+def _media_relations(s: Settings, room: int) -> Iterator[_Relation]:
+    in_flight = min(s.media_window, s.max_in_flight) * s.media_chunk_bytes
+    fits = f"must leave {_FRAME_ROOM_BYTES} bytes of max_frame_bytes = {s.max_frame_bytes}"
+    yield _Relation(
+        s.media_chunk_bytes % SEGMENT_BYTES == 0, "media_chunk_bytes", f"must be a multiple of {SEGMENT_BYTES}"
+    )
+    yield _Relation(s.media_chunk_bytes <= room, "media_chunk_bytes", fits)
+    yield _Relation(s.max_metadata_bytes <= room, "max_metadata_bytes", fits)
+    yield _Relation(
+        s.media_memory_bytes >= in_flight,
+        "media_memory_bytes",
+        f"must hold what one upload may send without an answer, which is {in_flight}",
+    )
+    yield _Relation(
+        s.media_store != "s3" or s.s3_bucket is not None, "s3_bucket", "must be given where media_store = s3"
+    )
+    yield _Relation(
+        s.media_store != "s3" or in_flight >= 2 * s.s3_part_bytes,
+        "s3_part_bytes",
+        f"must be at most half of what one upload may send without an answer, which is {in_flight}",
+    )
+    yield _Relation(
+        (s.s3_access_key is None) == (s.s3_secret_key is None),
+        "s3_access_key",
+        "must be given together with s3_secret_key",
     )
 
 

@@ -19,6 +19,7 @@ from orbital_protocol.statements import (
     GroupCreated,
     GroupDeleted,
     InviteCreated,
+    MediaDeleted,
     MemberJoined,
     MemberLeft,
     MemberRemoved,
@@ -215,6 +216,8 @@ def _log(statement: Statement, seq: int) -> None:
         case MemberRemoved():
             reason = "banned" if statement.ban else "removed"
             logger.info("member.removed", group=group, user=user, member=statement.user_id, reason=reason, seq=seq)
+        case MediaDeleted():
+            logger.info("media.deleted", group=group, user=user, seq=seq)
         case InviteCreated():
             logger.info("invite.created", group=group, user=user, invite=statement.invite_id, seq=seq)
         case _:

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from orbital_protocol import frames, statements
 from orbital_protocol.codes import Scope
@@ -11,11 +11,13 @@ from orbital_relay.caller import Caller
 from orbital_relay.handlers.accounts import Accounts
 from orbital_relay.handlers.groups import Groups
 from orbital_relay.handlers.invites import Invites
+from orbital_relay.handlers.media import Media
 from orbital_relay.handlers.members import Members
 from orbital_relay.handlers.posts import Posts
 from orbital_relay.handlers.sessions import Sessions
 from orbital_relay.handlers.subscriptions import Live
 from orbital_relay.handlers.tokens import Tokens
+from orbital_relay.handlers.uploads import MediaUploads
 from orbital_relay.store.posts import Post
 
 RequestT = TypeVar("RequestT", bound=Request)
@@ -25,17 +27,22 @@ Handler = Callable[[Any, Any], Awaitable[Ok]]
 Checked = Callable[[Caller, Any], Post]
 
 
+Bulk = Literal["page", "media"]
+"""Kinds of large answers: a store of files that hangs must not hold up lists."""
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """What becomes of a request. `scope` None: before authentication too. Posts are checked, then the writer's.
 
-    `is_bulky`: the answer may be far larger than the request, and waits until the reader has taken what came before.
+    `bulk`: the answer may be far larger than the request, and waits until the reader has taken what came before; of
+    each kind one is made at a time.
     """
 
     handler: Handler | None
     checked: Checked | None
     scope: Scope | None
-    is_bulky: bool = False
+    bulk: Bulk | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,8 @@ class Handlers:
     members: Members
     invites: Invites
     posts: Posts
+    uploads: MediaUploads
+    media: Media
     live: Live
 
 
@@ -61,11 +70,15 @@ def _handle(
 def _list(
     request: type[RequestT], handler: Callable[[Any, RequestT], Awaitable[Ok]], scope: Scope = Scope.READ
 ) -> tuple[type[Request], Route]:
-    return request, Route(handler, None, scope, is_bulky=True)
+    return request, Route(handler, None, scope, bulk="page")
 
 
 def _post(request: type[RequestT], checked: Callable[[Caller, RequestT], Post]) -> tuple[type[Request], Route]:
     return request, Route(None, checked, Scope.POST)
+
+
+def _read(request: type[RequestT], handler: Callable[[Any, RequestT], Awaitable[Ok]]) -> tuple[type[Request], Route]:
+    return request, Route(handler, None, Scope.READ, bulk="media")
 
 
 def routes(h: Handlers) -> Mapping[type[Request], Route]:
@@ -119,6 +132,15 @@ def routes(h: Handlers) -> Mapping[type[Request], Route]:
             _list(frames.ThreadList, h.posts.thread_list),
             _list(frames.ReplyList, h.posts.reply_list),
             _list(frames.EventList, h.posts.event_list),
+            _handle(frames.MediaBegin, h.uploads.begin, Scope.POST),
+            _handle(frames.MediaChunk, h.uploads.chunk, Scope.POST),
+            _handle(frames.MediaCommit, h.uploads.commit, Scope.POST),
+            _handle(frames.MediaAbort, h.uploads.abort, Scope.POST),
+            _handle(frames.MediaGet, h.media.get, Scope.READ),
+            _read(frames.MediaRead, h.media.read),
+            _list(frames.MediaList, h.media.list),
+            _handle(frames.MediaDelete, h.media.delete, Scope.POST),
+            _handle(frames.QuotaGet, h.media.quota, Scope.READ),
             _handle(frames.Subscribe, h.live.subscribe, Scope.READ),
             _handle(frames.Unsubscribe, h.live.unsubscribe, Scope.READ),
             _handle(frames.SignalSend, h.live.signal_send, Scope.SIGNAL),
@@ -131,8 +153,12 @@ def routes(h: Handlers) -> Mapping[type[Request], Route]:
     return table
 
 
-def groups_of(request: Request) -> tuple[bytes, ...]:
-    """The groups that a request concerns: those requests of a connection are carried out in order."""
+def concerns(request: Request) -> tuple[bytes, ...]:  # noqa: PLR0911  one return a kind
+    """What a request concerns: those requests of a connection are carried out in order.
+
+    That is its groups; of a file on its way it is the file, so that no store of files holds up its group. Chunks are
+    taken as they come, and may wait long for their answer: neither a new begin nor an abort waits behind them.
+    """
     match request:
         case ControlRequest():
             return _group_of_statement(request.statement)
@@ -142,6 +168,10 @@ def groups_of(request: Request) -> tuple[bytes, ...]:
             return tuple(group.group_id for group in request.groups)
         case frames.Unsubscribe():
             return tuple(request.groups)
+        case frames.MediaBegin():
+            return (request.group_id, request.media_id)
+        case frames.MediaCommit() | frames.MediaAbort():
+            return (request.media_id,)
         case _:
             group_id = getattr(request, "group_id", None)
             return () if group_id is None else (group_id,)

@@ -8,7 +8,8 @@ OrbitalError
     ├── Unauthenticated, TokenExpired                                                        refresh first
     ├── CredentialsInvalid, UsernameTaken, RegistrationClosed, OwnsGroups                    account
     ├── Forbidden, NotFound, Banned, InviteInvalid, IdConflict, AlreadyMember, LimitExceeded refused
-    └── StaleKeyEpoch, RekeyRequired, MemberSetMismatch, StaleBase                           catch up first
+    ├── QuotaExceeded, MediaExpired                                                          refused
+    └── StaleKeyEpoch, RekeyRequired, MemberSetMismatch, StaleBase, UploadOffset             catch up first
 """
 
 import os
@@ -192,6 +193,18 @@ class LimitExceeded(RequestError):
     code = ErrorCode.LIMIT_EXCEEDED
 
 
+class QuotaExceeded(RequestError):
+    """The group's files would use more than they may."""
+
+    code = ErrorCode.QUOTA_EXCEEDED
+
+
+class MediaExpired(RequestError):
+    """The file has expired."""
+
+    code = ErrorCode.MEDIA_EXPIRED
+
+
 class StaleKeyEpoch(RequestError):
     """The group has a newer key."""
 
@@ -214,6 +227,12 @@ class StaleBase(RequestError):
     """The statement's base is not in the log, or the roster has changed since."""
 
     code = ErrorCode.STALE_BASE
+
+
+class UploadOffset(RequestError):
+    """The upload stands elsewhere: begin it again, and go on at the offset that comes with the answer."""
+
+    code = ErrorCode.UPLOAD_OFFSET
 
 
 BY_CODE: dict[ErrorCode, type[RequestError]] = {

@@ -76,6 +76,15 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "member.joined": Event("info", "A user became a member.", ("member", "seq")),
         "member.removed": Event("info", "A member was removed or left.", ("member", "reason", "seq")),
         "invite.created": Event("info", "An invite was made.", ("invite", "seq")),
+        "media.committed": Event("info", "A file was posted.", ("bytes", "seq")),
+        "media.deleted": Event("info", "A file was deleted by its author or an admin.", ("seq",)),
+        "media.refused": Event("info", "An upload was dropped; its quota came back.", ("reason",)),
+        "media.store.unavailable": Event(
+            "warning", "The store of files does not answer; uploads and downloads get `unavailable`.", ("operation",)
+        ),
+        "media.store.recovered": Event("info", "The store of files answers again."),
+        "media.blob.missing": Event("error", "A file's bytes are not in the store: see `media audit`."),
+        "media.failed": Event("error", "An upload failed by a defect; its client was told so."),
         "listener.connected": Event("info", "The listener hears notifications."),
         "listener.lost": Event("warning", "The listener's connection broke; it reconnects."),
         "listener.deaf": Event("warning", "The listener missed its own echo; it reconnects.", ("duration_ms",)),
@@ -120,7 +129,7 @@ FIELDS: Final[Mapping[str, str]] = MappingProxyType(
     {
         **CONTEXT,
         "address": "network address of the client",
-        "bytes": "bytes that waited",
+        "bytes": "bytes that waited, or of a file",
         "close_code": "WebSocket close code",
         "code": "error code of the protocol",
         "count": "how many",
@@ -135,6 +144,7 @@ FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "message": "a fixed text, without what the library filled in",
         "method": "how the session was authenticated",
         "migration": "name of the migration",
+        "operation": "what was asked of the store of files",
         "operators_host": "address of metrics and health",
         "operators_port": "port of metrics and health",
         "origin": "Origin that a browser sent",

@@ -15,6 +15,7 @@ WakeSource = Literal["writer", "notify", "reconnect", "sweep"]
 
 _APPEND_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _DELIVERY_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_STORE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -67,6 +68,22 @@ class Metrics:
         self.slow_consumers = counter("orbital_slow_consumers", "Sessions cut because they drained nothing.")
         self.replays_active = gauge("orbital_replays_active", "Replays that are paging from the store.")
         self.listener_up = gauge("orbital_listener_up", "1 while the listener hears its own echo.")
+        self.media_bytes = Children(
+            counter("orbital_media_bytes", "Bytes of files that became durable (in) or were read (out).", "direction")
+        )
+        self.media_uploads = Children(counter("orbital_media_uploads", "Uploads, by what became of them.", "outcome"))
+        self.media_expired = counter("orbital_media_expired", "Files that expired.")
+        self.media_waiting_bytes = gauge("orbital_media_waiting_bytes", "Bytes of uploads that wait for the store.")
+        self.media_store_seconds = Histogram(
+            "orbital_media_store_seconds",
+            "Requests to the store of files.",
+            ["operation"],
+            buckets=_STORE_SECONDS,
+            registry=registry,
+        )
+        self.media_store_errors = Children(
+            counter("orbital_media_store_errors", "Requests to the store of files that failed.", "operation")
+        )
         self.requests = Children(counter("orbital_requests", "Requests by frame type.", "type"))
         self.errors = Children(counter("orbital_errors", "Errors sent to clients by code.", "code"))
         wakeups = counter("orbital_wakeups", "Hints that a group's head moved, by where they came from.", "source")

@@ -25,10 +25,12 @@ class Readiness:
 
     database: bool
     listener: bool
+    store: bool
     draining: bool
 
     @property
     def ready(self) -> bool:
+        """A relay without its store of files is ready: posts go on."""
         return self.database and self.listener and not self.draining
 
 

@@ -97,6 +97,15 @@ def may_erase(member: Member | None, post: PostRow | None, group_id: bytes) -> N
         require_role(member, Role.ADMIN)
 
 
+def may_delete_media(member: Member | None, post: PostRow | None, group_id: bytes) -> None:
+    """A file's author and admins may delete it; whether it is still there, others say."""
+    member = require_member(member)
+    if post is None or post.group_id != group_id or post.kind != Kind.MEDIA_POSTED:
+        raise NotFound
+    if post.author_id != member.user_id:
+        require_role(member, Role.ADMIN)
+
+
 # ── statements ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -28,10 +28,15 @@ from orbital_relay.gateway import Gateway, GatewaySettings, tls_context
 from orbital_relay.heartbeat import Heartbeat, Pulse
 from orbital_relay.janitor import Janitor
 from orbital_relay.listener import Hears, Listener
+from orbital_relay.media import choose
+from orbital_relay.media.base import StoreError
+from orbital_relay.media.guarded import GuardedStore
+from orbital_relay.media.uploads import Flow, Uploads
 from orbital_relay.metrics import Metrics
 from orbital_relay.operators import Operators, Readiness
 from orbital_relay.outbox import Flusher
 from orbital_relay.reactions import Reactions
+from orbital_relay.reclaimer import Reclaimer
 from orbital_relay.registry import Registry
 from orbital_relay.replay import Replays
 from orbital_relay.session import Services
@@ -91,7 +96,8 @@ class Relay:
             database = Database(pool_settings, self._relay_hex)
             stack.push_async_callback(database.close)
             keys = await self._open(database)
-            await self._serve(database, pool_settings, keys, on_listening)
+            store = await self._open_store(stack, database)
+            await self._serve(database, pool_settings, keys, store, on_listening)
 
     # ── the database ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -145,6 +151,24 @@ class Relay:
             await token_keys.register(connection, keys)
         return keys
 
+    async def _open_store(self, stack: AsyncExitStack, database: Database) -> GuardedStore:
+        """Open the store of files, and agree with the other relays that it is this one."""
+        settings = self._settings
+        store = GuardedStore(
+            choose.make_store(settings),
+            self._metrics,
+            timeout_s=settings.media_timeout_s,
+            concurrency=settings.media_concurrency,
+        )
+        stack.push_async_callback(store.close)
+        try:
+            await store.open()
+        except StoreError as error:
+            raise StartupError(f"media_store: {error}") from error
+        async with database.transaction() as connection:
+            await choose.register(connection, store.identity)
+        return store
+
     # ── the parts ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _serve(
@@ -152,6 +176,7 @@ class Relay:
         database: Database,
         pool_settings: PoolSettings,
         keys: Sequence[TokenKey],
+        store: GuardedStore,
         on_listening: Callable[[Listening], None],
     ) -> None:
         settings = self._settings
@@ -160,10 +185,31 @@ class Relay:
         fanout.on_progress = writer.nudge
         announcer = Announcer(database)
         workers = Workers(settings.bcrypt_threads, settings.bcrypt_queue)
+        uploads = self._uploads(database, store)
+        reclaimer = Reclaimer(
+            database,
+            store,
+            fanout,
+            self._metrics,
+            relay_hex=self._relay_hex,
+            upload_ttl_s=settings.upload_ttl_s,
+        )
         handlers = assemble_handlers(
             settings,
             self._limits,
-            Parts(database, keys, fanout, announcer, workers, self._relay_hex, now_us),
+            Parts(
+                database=database,
+                keys=keys,
+                fanout=fanout,
+                announcer=announcer,
+                workers=workers,
+                store=store,
+                uploads=uploads,
+                reclaimer=reclaimer,
+                metrics=self._metrics,
+                relay_hex=self._relay_hex,
+                now=now_us,
+            ),
         )
         reactions = Reactions(self._relay_hex, self._registry, fanout, handlers.invites.announcement)
         listener = self._listener(database, pool_settings, fanout, reactions)
@@ -173,7 +219,10 @@ class Relay:
         services = self._services(database, fanout, writer, handlers)
         gateway = Gateway(self._gateway_settings(), services, heartbeat, writer.flushed)
         operators = Operators(
-            settings.operators_host, settings.operators_port, self._metrics, lambda: self._readiness(database, listener)
+            settings.operators_host,
+            settings.operators_port,
+            self._metrics,
+            lambda: self._readiness(database, listener, store),
         )
         background: dict[str, Coroutine[Any, Any, None]] = {
             "fanout": fanout.run(),
@@ -183,6 +232,7 @@ class Relay:
             "reactions": reactions.run(),
             "heartbeat": heartbeat.run(),
             "janitor": Janitor(database).run(_JANITOR_S),
+            "reclaimer": reclaimer.run(settings.media_sweep_ms / 1000),
         }
         if self._embedded is not None:
             background["embedded database"] = self._watch(self._embedded)
@@ -200,16 +250,18 @@ class Relay:
                 )
                 on_listening(Listening(port, operators_port))
                 await self._stopping.wait()
-                await self._drain(gateway)
+                await self._drain(gateway, uploads)
             finally:
                 await operators.stop()
+                await uploads.close()
                 workers.close()
                 for task in tasks:
                     task.cancel()
 
-    async def _drain(self, gateway: Gateway) -> None:
+    async def _drain(self, gateway: Gateway, uploads: Uploads) -> None:
         started = time.monotonic()
         logger.info("relay.draining", count=len(self._registry))
+        uploads.drain()
         await gateway.drain(self._settings.drain_timeout_ms / 1000)
         logger.info("relay.stopped", duration_ms=round((time.monotonic() - started) * 1000))
 
@@ -293,5 +345,12 @@ class Relay:
             max_unauthenticated_frame_bytes=settings.max_unauthenticated_frame_bytes,
         )
 
-    def _readiness(self, database: Database, listener: Listener) -> Readiness:
-        return Readiness(database=database.is_up, listener=listener.is_up, draining=self._stopping.is_set())
+    def _uploads(self, database: Database, store: GuardedStore) -> Uploads:
+        settings = self._settings
+        flow = Flow(settings.media_chunk_bytes, settings.media_window, settings.media_memory_bytes)
+        return Uploads(database, store, self._metrics, flow)
+
+    def _readiness(self, database: Database, listener: Listener, store: GuardedStore) -> Readiness:
+        return Readiness(
+            database=database.is_up, listener=listener.is_up, store=store.is_up, draining=self._stopping.is_set()
+        )

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from msgspec.structs import replace
 
 from orbital_protocol import codec
-from orbital_protocol.chain import field_hash
+from orbital_protocol.chain import field_hash, media_fields
 from orbital_protocol.codes import Kind
 from orbital_protocol.frames import Event
 
@@ -37,13 +37,27 @@ class Entry:
         return self._header
 
 
+def content_of(event: Event) -> tuple[bytes, ...]:
+    """The fields of a post, in the order in which they are hashed."""
+    if event.encrypted_metadata is not None and event.encryption_iv is not None and event.root is not None:
+        return media_fields(event.encrypted_metadata, event.encryption_iv, event.size_bytes or 0, event.root)
+    return tuple(field for field in (event.encrypted_title, event.encrypted_body) if field is not None)
+
+
 def header_of(event: Event) -> Event:
-    """The event without its ciphertexts; the hashes of its fields stand in for them."""
+    """The event without its content; the hashes of its fields stand in for it."""
     if event.field_hashes is not None:
         return event
-    fields = [field for field in (event.encrypted_title, event.encrypted_body) if field is not None]
-    hashes = [field_hash(field) for field in fields]
-    return replace(event, encrypted_title=None, encrypted_body=None, field_hashes=hashes)
+    return replace(
+        event,
+        encrypted_title=None,
+        encrypted_body=None,
+        encrypted_metadata=None,
+        encryption_iv=None,
+        size_bytes=None,
+        root=None,
+        field_hashes=[field_hash(field) for field in content_of(event)],
+    )
 
 
 class Ring:

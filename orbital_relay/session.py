@@ -34,7 +34,7 @@ from orbital_protocol.frames import (
 )
 from orbital_relay import __version__, logs
 from orbital_relay.caller import Caller, Clock
-from orbital_relay.dispatch import Route, groups_of
+from orbital_relay.dispatch import Bulk, Route, concerns
 from orbital_relay.errors import BY_CODE, Forbidden, Internal, RateLimited, RequestError, Unauthenticated
 from orbital_relay.limits import TokenBucket
 from orbital_relay.metrics import Metrics
@@ -88,7 +88,8 @@ class Session:
         self._open: set[int] = set()
         self._room: asyncio.Future[None] | None = None
         self._silence: asyncio.Future[None] | None = None
-        self._one_bulky = asyncio.Lock()  # held while an answer is made that may fill the outbox by itself
+        # Held while an answer is made that may fill the outbox by itself; most connections never need the second.
+        self._bulk: dict[Bulk, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_over = False
         self._after_answer: dict[asyncio.Task[Any] | None, list[Callable[[], None]]] = {}  # by the handler's task
@@ -274,7 +275,7 @@ class Session:
             return
         if isinstance(request, _AUTHENTICATING):
             self._barrier = request.id
-        self._ordering.submit(groups_of(request), partial(self._handle, request, route), shared=False)
+        self._ordering.submit(concerns(request), partial(self._handle, request, route), shared=False)
 
     def _check_scope(self, request: Request, route: Route) -> None:
         if route.scope is None:
@@ -323,8 +324,8 @@ class Session:
         try:
             if route.handler is None:
                 raise Internal
-            if route.is_bulky:
-                async with self._one_bulky:
+            if route.bulk is not None:
+                async with self._bulk.setdefault(route.bulk, asyncio.Lock()):
                     await self._outbox.wait_low()
                     self._answer(await route.handler(self, request))
             else:

@@ -17,7 +17,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from orbital_relay import cli
-from tests.relays import TOKEN_KEY
+from tests.relays import TOKEN_KEY, media_dir_of
 
 LIMIT_S = 40
 
@@ -38,7 +38,7 @@ class Ran:
 def given_settings(dsn: str | None, data_dir: Path | None = None, **settings: Any) -> dict[str, str]:
     """Variables for this database, or an embedded one; `settings` as in the configuration."""
     given = {
-        **({} if dsn is None else {"database_url": dsn, "token_keys": TOKEN_KEY}),
+        **({} if dsn is None else {"database_url": dsn, "token_keys": TOKEN_KEY, "media_dir": media_dir_of(dsn)}),
         **({} if data_dir is None else {"data_dir": data_dir}),
         **settings,
     }

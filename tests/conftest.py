@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from tests.postgres import DEBIAN_BINARIES, TestPostgres, running_postgres
+from tests.swift import Swift, running_swift
 
 _RANDOM_BYTES = 16
 
@@ -56,3 +57,10 @@ async def database(postgres: TestPostgres) -> AsyncIterator[str]:
 async def migrated_database(postgres: TestPostgres) -> AsyncIterator[str]:
     async with postgres.migrated_database() as dsn:
         yield dsn
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def swift() -> AsyncIterator[Swift]:
+    """An S3 service; each test makes a bucket of its own there."""
+    async with running_swift() as service:
+        yield service

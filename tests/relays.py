@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from orbital_relay.relay import Listening, Relay
 
 START_LIMIT_S = 20
 STOP_LIMIT_S = 20
+_media = tempfile.TemporaryDirectory(prefix="orbital-test-media-")
+RELAY = (sys.executable, "-m", "orbital_relay")
 TOKEN_KEY = "test:" + base64.urlsafe_b64encode(bytes(range(32))).decode().rstrip("=")
+
+
+def media_dir_of(dsn: str) -> Path:
+    """Where relays on this database keep their files: they share one folder, as they must; gone with this process."""
+    return Path(_media.name) / sha256(dsn.encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -86,7 +94,7 @@ class RunningRelay:
 
 @asynccontextmanager
 async def running_relay(
-    dsn: str | None, *, data_dir: Path | None = None, **settings: Any
+    dsn: str | None, *, data_dir: Path | None = None, program: Sequence[str] = RELAY, **settings: Any
 ) -> AsyncIterator[RunningRelay]:
     """A relay on this (migrated) database, or on an embedded one of its own; `settings` as in the configuration.
 
@@ -94,7 +102,7 @@ async def running_relay(
     """
     with tempfile.TemporaryDirectory(prefix="orbital-relay-") as temporary:
         directory = data_dir or Path(temporary)
-        relay = await start_relay(dsn, directory, **settings)
+        relay = await start_relay(dsn, directory, program=program, **settings)
         reader = asyncio.create_task(_drain(relay), name="relay log")
         try:
             listening = await _started(relay)
@@ -107,7 +115,14 @@ async def running_relay(
 @asynccontextmanager
 async def relay_here(dsn: str, **settings: Any) -> AsyncIterator[str]:
     """A relay in this process, where a test can reach into it, and which is there at once; its address."""
-    given = {"listen_port": 0, "operators_port": 0, "drain_timeout_ms": 2000, "max_frames_per_second": 0, **settings}
+    given = {
+        "listen_port": 0,
+        "operators_port": 0,
+        "drain_timeout_ms": 2000,
+        "max_frames_per_second": 0,
+        "media_dir": media_dir_of(dsn),
+        **settings,
+    }
     relay = Relay(Settings(database_url=dsn, token_keys=(TokenKey.parse(TOKEN_KEY),), **given), os.urandom(16))
     listening: asyncio.Future[Listening] = asyncio.get_running_loop().create_future()
     running = asyncio.create_task(relay.run(listening.set_result), name="relay")
@@ -122,7 +137,9 @@ async def relay_here(dsn: str, **settings: Any) -> AsyncIterator[str]:
             await running
 
 
-async def start_relay(dsn: str | None, data_dir: Path, **settings: Any) -> RunningRelay:
+async def start_relay(
+    dsn: str | None, data_dir: Path, *, program: Sequence[str] = RELAY, **settings: Any
+) -> RunningRelay:
     """Start the process; the caller waits for `relay.listening`, and ends it."""
     given = {
         "listen_port": 0,
@@ -131,16 +148,14 @@ async def start_relay(dsn: str | None, data_dir: Path, **settings: Any) -> Runni
         "data_dir": data_dir,
         "max_frames_per_second": 0,
         "registrations_per_hour_per_address": 0,
-        **({} if dsn is None else {"database_url": dsn, "token_keys": TOKEN_KEY}),
+        **({} if dsn is None else {"database_url": dsn, "token_keys": TOKEN_KEY, "media_dir": media_dir_of(dsn)}),
         **settings,
     }
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ORBITAL_")}
     environment.pop("DATABASE_URL", None)
     environment |= {f"ORBITAL_{key.upper()}": str(value) for key, value in given.items()}
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "orbital_relay",
+        *program,
         "serve",
         env=environment,
         stdin=asyncio.subprocess.DEVNULL,

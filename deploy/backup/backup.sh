@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Dump the database that DATABASE_URL names into a folder, compressed; keep the backups of the last days.
 #   DATABASE_URL=postgresql://… backup.sh FOLDER [DAYS]
+# Files (media_dir, or the bucket) are not in it: they are gone after a week; whoever wants them copies them after this.
 # A dump that fails leaves no file that looks like a backup. pg_dump must be of the server's version or newer.
 set -euo pipefail
 umask 077

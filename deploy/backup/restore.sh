@@ -14,4 +14,4 @@ if [ "$(psql "$DATABASE_URL" --no-psqlrc -Atc "SELECT count(*) FROM pg_tables WH
 fi
 gunzip --stdout "$backup" | psql "$DATABASE_URL" --no-psqlrc --quiet --single-transaction --set=ON_ERROR_STOP=1 >/dev/null
 echo "restored: $backup"
-echo "next: orbital-relay migrate status, orbital-relay log verify"
+echo "next: orbital-relay migrate status, orbital-relay log verify, orbital-relay media audit"

@@ -14,15 +14,18 @@ import typer
 from cryptography import x509
 
 from orbital_relay import config, hints, token_keys
-from orbital_relay.commands.database import APPLICATION_NAME, located
+from orbital_relay.commands.database import APPLICATION_NAME, CommandError, located
 from orbital_relay.commands.options import ConfigOption, JsonOption, SetOption, settings_from
 from orbital_relay.commands.output import print_json
+from orbital_relay.commands.probe import prove
 from orbital_relay.config import ConfigError, Settings
 from orbital_relay.embedded import EmbeddedError, Layout
 from orbital_relay.errors import StartupError
 from orbital_relay.gateway import tls_context
+from orbital_relay.media import choose
+from orbital_relay.store import facts, migrate
 from orbital_relay.store import live as live_store
-from orbital_relay.store import migrate
+from orbital_relay.store import media as media_store
 from orbital_relay.store import operators as store
 from orbital_relay.store.pool import Connection, PoolSettings, connect
 
@@ -55,7 +58,7 @@ class Report:
 
 
 def check(*, file: ConfigOption = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
-    """Look at all that a relay needs: configuration, database, schema, clock, keys. Exit 1 on a problem."""
+    """Look at all that a relay needs: configuration, database, schema, clock, keys, media. Exit 1 on a problem."""
     try:
         settings = settings_from(file, sets)
     except ConfigError as error:
@@ -77,7 +80,8 @@ async def _all(settings: Settings) -> list[Check]:
     if settings.database_url is None:
         checks.append(_disk(settings.data_dir))
         if not Layout.of(settings.postgres_dir).cluster.exists():
-            return [*checks, Check("database", "ok", f"the first start makes one in {settings.data_dir}")]
+            made = Check("database", "ok", f"the first start makes one in {settings.data_dir}")
+            return [*checks, made, await _media(settings, None)]
     try:
         async with located(settings) as dsn:
             checks += [found async for found in _database(settings, dsn)]
@@ -142,6 +146,7 @@ async def _database(settings: Settings, dsn: str) -> AsyncIterator[Check]:
         if schema.status == "ok":
             yield await _guarded("permissions", lambda: _permissions(connection))
             yield await _guarded("token keys", lambda: _token_keys(connection, settings))
+            yield await _guarded("media", lambda: _agreed_media(connection, settings))
     finally:
         await connection.close(timeout=_NOTIFICATION_LIMIT_S)
 
@@ -242,3 +247,19 @@ def _judge_keys(agreed: str | None, mine: set[str]) -> Check:
     return Check(
         "token keys", "problem", "the relays of this database sign with another key; give every relay the same"
     )
+
+
+async def _agreed_media(connection: Connection, settings: Settings) -> Check:
+    """Hold the store against the one that the relays of this database have agreed on."""
+    agreed = await store.read_fact(connection, choose.FACT)
+    if not await media_store.depends_on_store(connection) and not await facts.count_relays(connection):
+        agreed = None  # nobody misses the old one: the next start agrees on another
+    return await _media(settings, agreed)
+
+
+async def _media(settings: Settings, agreed: str | None) -> Check:
+    """`agreed` is the store that it must be; None where it may be any."""
+    try:
+        return Check("media", "ok", await prove(settings, agreed))
+    except CommandError as error:
+        return Check("media", "problem", str(error))

@@ -1,8 +1,9 @@
 """`orbital-relay group`: what the operator can see of groups, which is no name and no content."""
 
 import asyncio
+import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Final
 from uuid import UUID
 
 import typer
@@ -10,35 +11,47 @@ import typer
 from orbital_protocol.codes import History, Role
 from orbital_relay.commands.database import CommandError, opened
 from orbital_relay.commands.options import ConfigOption, JsonOption, SetOption, settings_from
-from orbital_relay.commands.output import plain, print_json, print_table
+from orbital_relay.commands.output import in_bytes, plain, print_json, print_table
 from orbital_relay.config import Settings
 from orbital_relay.store import operators as store
+from orbital_relay.store.media import Quota
 from orbital_relay.store.operators import Amount, GroupDetails, GroupRow, MemberRow
+
+_SIZE: Final = re.compile(r"(\d+)\s*(?:([KMGTP])iB)?")
+_UNITS: Final = {None: 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
+_BYTES_MAX: Final = 2**63 - 1
+_FILES_MAX: Final = 2**31 - 1
+
+GroupArgument = Annotated[UUID, typer.Argument(help="Id of the group.")]
 
 app = typer.Typer(no_args_is_help=True, help="Look at groups. Names and contents are encrypted, and shown nowhere.")
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """All that is known of a group."""
+    """All that is known of a group; of a deleted one there is no quota."""
 
     group: GroupDetails
     holds: list[Amount]
+    quota: Quota | None
     members: list[MemberRow]
 
 
 @app.command("list")
 def list_groups(*, file: ConfigOption = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
-    """List the groups: owner, members, events, key epoch."""
+    """List the groups: owner, members, events, key epoch, files."""
     groups = asyncio.run(_list(settings_from(file, sets)))
     if as_json:
         print_json(groups)
         return
-    header = ("group", "owner", "members", "seq", "key epoch", "rekey due", "created", "last event")
+    header = ("group", "owner", "members", "seq", "key epoch", "rekey due", "files", "their bytes", "created")
     print_table(
-        header,
+        (*header, "last event"),
         (
-            (g.group_id, g.owner, g.members, g.seq, g.key_epoch, g.rekey_required, g.created_at, g.last_event_at)
+            (
+                *(g.group_id, g.owner, g.members, g.seq, g.key_epoch, g.rekey_required, g.files, g.file_bytes),
+                *(g.created_at, g.last_event_at),
+            )
             for g in groups
         ),
     )
@@ -51,7 +64,7 @@ async def _list(settings: Settings) -> list[GroupRow]:
 
 @app.command()
 def show(
-    group: Annotated[UUID, typer.Argument(help="Id of the group.")],
+    group: GroupArgument,
     *,
     file: ConfigOption = None,
     sets: SetOption = None,
@@ -77,8 +90,12 @@ async def _show(settings: Settings, group: UUID) -> Shown:
         details = await store.find_group(connection, group.bytes)
         if details is None:
             raise CommandError(f"there is no group {group}, and never was")
-        holds = await store.measure_group(connection, group.bytes)
-        return Shown(details, holds, await store.list_members(connection, group.bytes))
+        return Shown(
+            details,
+            await store.measure_group(connection, group.bytes),
+            await store.read_quota(connection, group.bytes),
+            await store.list_members(connection, group.bytes),
+        )
 
 
 def _lines(shown: Shown) -> list[tuple[str, object]]:
@@ -98,4 +115,60 @@ def _lines(shown: Shown) -> list[tuple[str, object]]:
             ("bans", group.bans),
             *((amount.of, f"{amount.count} ({amount.bytes} bytes)") for amount in shown.holds),
         ]
+    if shown.quota is not None:
+        lines.append(("quota", _used(shown.quota)))
     return [*lines, ("head", f"seq {group.seq}, {group.head_hash.hex()}")]
+
+
+# ── quotas ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _parse_bytes(text: str) -> int:
+    """A number of bytes, as `10737418240` or `10GiB`."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text} is not a number of bytes, such as 10737418240, 500MiB or 10GiB")
+    count = int(match[1]) << _UNITS[match[2]]
+    if count > _BYTES_MAX:
+        raise typer.BadParameter(f"{text} is more than {_BYTES_MAX} bytes")
+    return count
+
+
+@app.command()
+def quota(  # noqa: PLR0913  one parameter a flag
+    group: GroupArgument,
+    *,
+    max_bytes: Annotated[
+        int | None, typer.Option(parser=_parse_bytes, metavar="BYTES", help="Set the limit: bytes, or 500MiB, 10GiB.")
+    ] = None,
+    max_files: Annotated[int | None, typer.Option(min=0, max=_FILES_MAX, help="Set the limit of files.")] = None,
+    file: ConfigOption = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a group's files use and may use, uploads under way included; or set what they may use."""
+    found = asyncio.run(_quota(settings_from(file, sets), group, max_bytes, max_files))
+    if as_json:
+        print_json(found)
+        return
+    typer.echo(_used(found))
+    if found.total_bytes > found.max_bytes or found.media_count > found.max_media_count:
+        typer.echo("That is over the limit: nothing is deleted, but new uploads are refused until there is room.")
+
+
+async def _quota(settings: Settings, group: UUID, max_bytes: int | None, max_files: int | None) -> Quota:
+    async with opened(settings) as connection:
+        if max_bytes is None and max_files is None:
+            found = await store.read_quota(connection, group.bytes)
+        else:
+            found = await store.set_quota_limits(connection, group.bytes, max_bytes, max_files)
+        if found is None:
+            raise CommandError(f"there is no group {group}, or it was deleted")
+        return found
+
+
+def _used(quota: Quota) -> str:
+    return (
+        f"{quota.media_count} of {quota.max_media_count} files, "
+        f"{in_bytes(quota.total_bytes)} of {in_bytes(quota.max_bytes)}"
+    )

@@ -10,6 +10,8 @@ from typing import Any
 import typer
 
 _ID_BYTES = 16
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_STEP = 1024
 
 
 def plain(value: Any) -> Any:
@@ -25,6 +27,14 @@ def plain(value: Any) -> Any:
             return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         case _:
             return value
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes for people: `10 GiB`, `1.5 MiB`, `17 bytes`."""
+    size, unit = float(count), 0
+    while size >= _STEP and unit < len(_UNITS) - 1:
+        size, unit = size / _STEP, unit + 1
+    return f"{size:.1f}".removesuffix(".0") + f" {_UNITS[unit]}"
 
 
 def print_json(value: Any) -> None:

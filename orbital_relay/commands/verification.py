@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from orbital_protocol import ZERO_HASH, ZERO_ID
-from orbital_protocol.chain import content_hash, event_hash, field_hash
+from orbital_protocol.chain import content_hash, event_hash, field_hash, media_fields
 from orbital_protocol.codes import Kind
 from orbital_relay.store.operators import LogHead, LogRow
 
@@ -107,6 +107,16 @@ def _fields(row: LogRow) -> list[bytes] | None:
             texts = [row.encrypted_title, row.encrypted_body]
         case Kind.REPLY_POSTED | Kind.ANNOTATION_POSTED:
             texts = [row.encrypted_body]
+        case Kind.MEDIA_POSTED:
+            return _media_fields(row)
         case _:
             return [field for field in (row.statement, row.signature) if field is not None]
     return None if None in texts else [a2b_base64(text, strict_mode=True) for text in texts if text is not None]
+
+
+def _media_fields(row: LogRow) -> list[bytes] | None:
+    """The fields of a file's event, of which all are there or none."""
+    if row.encrypted_metadata is None or row.encryption_iv is None or row.size_bytes is None or row.root is None:
+        return None
+    metadata, iv = (a2b_base64(text, strict_mode=True) for text in (row.encrypted_metadata, row.encryption_iv))
+    return list(media_fields(metadata, iv, row.size_bytes, row.root))

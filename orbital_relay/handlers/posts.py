@@ -160,7 +160,8 @@ def _fitting(events: list[Event], page: Page) -> list[Event]:
     size = 0
     for event in ordered:
         size += _EVENT_OVERHEAD_BYTES + sum(
-            len(field or b"") for field in (event.encrypted_title, event.encrypted_body, event.statement)
+            len(field or b"")
+            for field in (event.encrypted_title, event.encrypted_body, event.encrypted_metadata, event.statement)
         )
         if kept and size > _PAGE_BYTES:
             break

@@ -7,9 +7,8 @@ from typing import Final
 
 import asyncpg
 
-from orbital_protocol import ZERO_ID
-from orbital_protocol.chain import RELAY_CONTENT_HASH
 from orbital_protocol.frames import Event, PublicKey, UserKey
+from orbital_relay.store.events import relay_event
 from orbital_relay.store.pool import Connection
 from orbital_relay.store.queries import query
 
@@ -177,20 +176,7 @@ async def delete(connection: Connection, relay_hex: str, user_id: bytes, *, with
     rows = await connection.fetch(_DELETE, relay_hex, user_id, with_groups)
     if any(kind == 0 for _, kind, *_ in rows):
         raise OwnsGroupsError
-    return [
-        Event(
-            group_id=group_id,
-            seq=seq,
-            hash=hash_,
-            kind=kind,
-            object_id=object_id,
-            actor_id=ZERO_ID,
-            key_epoch=key_epoch,
-            created_at=created_at,
-            content_hash=RELAY_CONTENT_HASH,
-        )
-        for group_id, kind, object_id, seq, hash_, created_at, key_epoch in rows
-    ]
+    return [relay_event(row) for row in rows]
 
 
 async def may_see(connection: Connection, caller_id: bytes, user_id: bytes, group_ids: Sequence[bytes] | None) -> bool:

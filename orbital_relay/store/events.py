@@ -3,11 +3,12 @@
 from binascii import a2b_base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 
-from orbital_protocol import ZERO_HASH
+from orbital_protocol import ZERO_HASH, ZERO_ID
+from orbital_protocol.chain import RELAY_CONTENT_HASH
 from orbital_protocol.codes import Kind
 from orbital_protocol.frames import Event
 from orbital_relay.store.pool import Connection
@@ -24,6 +25,7 @@ _LIST_EVENTS: Final = (query("list_events_up"), query("list_events_down"))
 _LIST_THREADS: Final = (query("list_threads_up"), query("list_threads_down"))
 _LIST_REPLIES: Final = (query("list_replies_up"), query("list_replies_down"))
 
+_IN_THREADS: Final = (Kind.REPLY_POSTED, Kind.MEDIA_POSTED)
 _HASH_BYTES: Final = 32
 _END_OF_LOG: Final = 2**53
 
@@ -67,11 +69,21 @@ class Page:
         """Whether the page is filled from its upper end."""
         return self.after_seq is None
 
+    @property
+    def after(self) -> int:
+        """The lower end, or one below all."""
+        return -1 if self.after_seq is None else self.after_seq
+
+    @property
+    def before(self) -> int:
+        """The upper end, or one above all."""
+        return _END_OF_LOG if self.before_seq is None else self.before_seq
+
 
 def event_of(row: asyncpg.Record) -> Event:
     """Make an event of a row of `event_rows`."""
     (group_id, seq, hash_, kind, object_id, actor_id, key_epoch, created_at, content_hash) = row[:9]
-    (parent_id, field_hashes, statement, signature, title, body, erased) = row[9:16]
+    (parent_id, field_hashes, statement, signature, title, body, erased, metadata, iv, size_bytes, root) = row[9:20]
     return Event(
         group_id=group_id,
         seq=seq,
@@ -82,14 +94,34 @@ def event_of(row: asyncpg.Record) -> Event:
         key_epoch=key_epoch,
         created_at=created_at,
         content_hash=content_hash,
-        thread_id=parent_id if kind == Kind.REPLY_POSTED else None,
+        thread_id=parent_id if kind in _IN_THREADS else None,
         target_id=parent_id if kind == Kind.ANNOTATION_POSTED else None,
         encrypted_title=a2b_base64(title) if title is not None and not erased else None,
         encrypted_body=a2b_base64(body) if body is not None and not erased else None,
+        encrypted_metadata=None if metadata is None else a2b_base64(metadata),
+        encryption_iv=None if iv is None else a2b_base64(iv),
+        size_bytes=size_bytes,
+        root=root,
         statement=statement,
         signature=signature,
         field_hashes=_split_hashes(field_hashes) if erased else None,
         erased=erased,
+    )
+
+
+def relay_event(row: Iterable[Any]) -> Event:
+    """Make an event of what the relay itself has appended: group, kind, object, seq, hash, time, key epoch."""
+    group_id, kind, object_id, seq, hash_, created_at, key_epoch = row
+    return Event(
+        group_id=group_id,
+        seq=seq,
+        hash=hash_,
+        kind=kind,
+        object_id=object_id,
+        actor_id=ZERO_ID,
+        key_epoch=key_epoch,
+        created_at=created_at,
+        content_hash=RELAY_CONTENT_HASH,
     )
 
 
@@ -181,9 +213,7 @@ async def thread_exists(connection: Connection, group_id: bytes, thread_id: byte
 async def _list(
     connection: Connection, queries: tuple[str, str], page: Page, group_id: bytes, *more: object
 ) -> list[Event]:
-    after = -1 if page.after_seq is None else page.after_seq
-    before = _END_OF_LOG if page.before_seq is None else page.before_seq
     rows = await connection.fetch(
-        queries[page.newest_first], group_id, after, before, page.limit, page.limit_bytes, *more
+        queries[page.newest_first], group_id, page.after, page.before, page.limit, page.limit_bytes, *more
     )
     return [event_of(row) for row in (reversed(rows) if page.newest_first else rows)]

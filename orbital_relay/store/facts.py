@@ -7,6 +7,7 @@ from orbital_relay.store.queries import query
 
 _AGREE: Final = query("agree_on_fact")
 _REPLACE: Final = query("replace_fact")
+_COUNT_RELAYS: Final = query("count_relays")
 
 
 async def agree_on(connection: Connection, name: str, value: str) -> str:
@@ -17,3 +18,8 @@ async def agree_on(connection: Connection, name: str, value: str) -> str:
 async def replace(connection: Connection, name: str, value: str) -> None:
     """Put another value down."""
     await connection.execute(_REPLACE, name, value)
+
+
+async def count_relays(connection: Connection) -> int:
+    """How many relays are connected to this database, the asking one among them."""
+    return int(await connection.fetchval(_COUNT_RELAYS))

@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 
 import asyncpg
 
+from orbital_relay.store.media import Quota
 from orbital_relay.store.pool import Connection
 from orbital_relay.store.queries import query
 
@@ -22,6 +23,15 @@ _MEASURE: Final = query("measure_group_as_operator")
 _MEMBERS: Final = query("list_members_as_operator")
 _SESSIONS: Final = query("list_sessions_as_operator")
 _SESSION_OWNER: Final = query("find_session_owner")
+_NAMED: Final = query("list_named_blobs")
+_FILES_AMONG: Final = query("list_files_among")
+_COUNT_MEDIA: Final = query("count_media_as_operator")
+_SKEWED: Final = query("list_skewed_quotas")
+_LOCK_QUOTA: Final = query("lock_quota")
+_MEND_QUOTA: Final = query("mend_quota")
+_QUOTA: Final = query("read_quota_as_operator")
+_SET_LIMITS: Final = query("set_quota_limits")
+_DROP_UPLOADS: Final = query("drop_uploads")
 _LOGS: Final = query("list_logs_as_operator")
 _LOG: Final = query("find_log_as_operator")
 _COUNT: Final = query("count_logs_as_operator")
@@ -56,7 +66,7 @@ class UserRow:
 
 @dataclass(frozen=True, slots=True)
 class GroupRow:
-    """A group in a list."""
+    """A group in a list. Files and their bytes are those that count against its quota, uploads among them."""
 
     group_id: bytes
     owner: str
@@ -64,6 +74,8 @@ class GroupRow:
     seq: int
     key_epoch: int
     rekey_required: bool
+    files: int
+    file_bytes: int
     created_at: datetime
     last_event_at: datetime | None
 
@@ -121,6 +133,37 @@ class SessionRow:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedBlob:
+    """A blob that the database names, by a `file`, an `upload` or a `deletion`; what that doesn't have is None."""
+
+    key: str
+    by: str
+    media_id: bytes | None
+    group_id: bytes | None
+    size_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MediaCount:
+    """How much the database says of media. `deletions` are blobs that the store is to delete."""
+
+    files: int
+    uploads: int
+    deletions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Skew:
+    """A quota beside the sum over the group's files and uploads, which it should be."""
+
+    group_id: bytes
+    total_bytes: int
+    media_count: int
+    sum_bytes: int
+    sum_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class LogHead:
     """A group's head beside the seq of the last event that is there, both seen at one moment."""
 
@@ -150,6 +193,10 @@ class LogRow:
     signature: bytes | None
     encrypted_title: str | None
     encrypted_body: str | None
+    encrypted_metadata: str | None
+    encryption_iv: str | None
+    size_bytes: int | None
+    root: bytes | None
     erased: bool
 
 
@@ -208,6 +255,51 @@ async def find_session_owner(connection: Connection, session_id: bytes) -> tuple
     return None if row is None else (row[0], row[1])
 
 
+async def list_named_blobs(connection: Connection, prefix: str) -> list[NamedBlob]:
+    """The blobs that the database names, of those whose names begin so; all seen at one moment."""
+    return await _rows(NamedBlob, connection.fetch(_NAMED, prefix))
+
+
+async def list_files_among(connection: Connection, media_ids: Sequence[bytes]) -> list[bytes]:
+    """Those of these files that there still are."""
+    return [row[0] for row in await connection.fetch(_FILES_AMONG, media_ids)]
+
+
+async def count_media(connection: Connection) -> MediaCount:
+    """How much the database says of media."""
+    return MediaCount(*_required(await connection.fetchrow(_COUNT_MEDIA)))
+
+
+async def list_skewed_quotas(connection: Connection, limit: int) -> list[Skew]:
+    """Quotas that are not the sum of what they count, at most so many; seen at one moment."""
+    return await _rows(Skew, connection.fetch(_SKEWED, limit))
+
+
+async def mend_quota(connection: Connection, group_id: bytes) -> None:
+    """Make a quota the sum of what it counts, within the caller's transaction."""
+    await connection.execute(_LOCK_QUOTA, group_id)
+    await connection.execute(_MEND_QUOTA, group_id)
+
+
+async def read_quota(connection: Connection, group_id: bytes) -> Quota | None:
+    """What a group's files use, and what they may; None for a group that isn't there."""
+    row = await connection.fetchrow(_QUOTA, group_id)
+    return None if row is None else Quota(*row)
+
+
+async def set_quota_limits(
+    connection: Connection, group_id: bytes, max_bytes: int | None, max_files: int | None
+) -> Quota | None:
+    """Set what a group's files may use (None: as it is), and return all of it; None for a group that isn't there."""
+    row = await connection.fetchrow(_SET_LIMITS, group_id, max_bytes, max_files)
+    return None if row is None else Quota(*row)
+
+
+async def drop_uploads(connection: Connection) -> None:
+    """Forget every upload; their clients begin them anew."""
+    await connection.execute(_DROP_UPLOADS)
+
+
 async def iterate_logs(connection: Connection) -> AsyncIterator[LogHead]:
     """Every head, deleted groups' included."""
     after = b""
@@ -244,9 +336,10 @@ async def list_headless_logs(connection: Connection) -> list[bytes]:
 
 
 def _log_row(row: asyncpg.Record) -> LogRow:
-    *values, title, body, gone, erased = row
+    *values, title, body, gone, metadata, iv, size_bytes, root, erased = row
     # An erased text is an empty one; of a row that was lost there is none. Neither is content.
-    return LogRow(*(*values, None if gone else title, None if gone else body, gone and erased))
+    texts = (None, None) if gone else (title, body)
+    return LogRow(*(*values, *texts, metadata, iv, size_bytes, root, gone and erased))
 
 
 def _required(row: asyncpg.Record | None) -> asyncpg.Record:

@@ -15,7 +15,7 @@ JOIN group_heads h ON h.group_id = s.group_id
 CROSS JOIN LATERAL (
     SELECT * FROM (
         SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
-                        + coalesce(octet_length(v.statement), 0))
+                        + coalesce(octet_length(v.statement), 0) + coalesce(octet_length(v.encrypted_metadata), 0))
                     OVER (ORDER BY v.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
         FROM (SELECT * FROM event_rows r WHERE r.group_id = s.group_id AND r.seq > s.after_seq
               ORDER BY r.seq LIMIT $4) v
@@ -52,7 +52,7 @@ WHERE h.group_id = $1 AND h.deleted_at IS NULL;
 -- name: list_events_up(group_id, after_seq, before_seq, limit, bytes, kinds)
 SELECT * FROM (
     SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
-                    + coalesce(octet_length(v.statement), 0))
+                    + coalesce(octet_length(v.statement), 0) + coalesce(octet_length(v.encrypted_metadata), 0))
                 OVER (ORDER BY v.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
     FROM (SELECT * FROM event_rows e
           WHERE e.group_id = $1 AND e.seq > $2 AND e.seq < $3
@@ -63,7 +63,7 @@ WHERE coalesce(w.bytes_before, 0) < $5 ORDER BY w.seq;
 -- name: list_events_down(group_id, after_seq, before_seq, limit, bytes, kinds)
 SELECT * FROM (
     SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
-                    + coalesce(octet_length(v.statement), 0))
+                    + coalesce(octet_length(v.statement), 0) + coalesce(octet_length(v.encrypted_metadata), 0))
                 OVER (ORDER BY v.seq DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
     FROM (SELECT * FROM event_rows e
           WHERE e.group_id = $1 AND e.seq > $2 AND e.seq < $3
@@ -74,7 +74,7 @@ WHERE coalesce(w.bytes_before, 0) < $5 ORDER BY w.seq DESC;
 -- name: list_threads_up(group_id, after_seq, before_seq, limit, bytes)
 SELECT * FROM (
     SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
-                    + coalesce(octet_length(v.statement), 0))
+                    + coalesce(octet_length(v.statement), 0) + coalesce(octet_length(v.encrypted_metadata), 0))
                 OVER (ORDER BY v.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
     FROM (SELECT e.* FROM threads t JOIN event_rows e ON e.group_id = t.group_id AND e.seq = t.seq
           WHERE t.group_id = $1 AND t.seq > $2 AND t.seq < $3 ORDER BY t.seq LIMIT $4) v
@@ -84,7 +84,7 @@ WHERE coalesce(w.bytes_before, 0) < $5 ORDER BY w.seq;
 -- name: list_threads_down(group_id, after_seq, before_seq, limit, bytes)
 SELECT * FROM (
     SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
-                    + coalesce(octet_length(v.statement), 0))
+                    + coalesce(octet_length(v.statement), 0) + coalesce(octet_length(v.encrypted_metadata), 0))
                 OVER (ORDER BY v.seq DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
     FROM (SELECT e.* FROM threads t JOIN event_rows e ON e.group_id = t.group_id AND e.seq = t.seq
           WHERE t.group_id = $1 AND t.seq > $2 AND t.seq < $3 ORDER BY t.seq DESC LIMIT $4) v
@@ -94,7 +94,7 @@ WHERE coalesce(w.bytes_before, 0) < $5 ORDER BY w.seq DESC;
 -- name: list_replies_up(group_id, after_seq, before_seq, limit, bytes, thread_id)
 SELECT * FROM (
     SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
-                    + coalesce(octet_length(v.statement), 0))
+                    + coalesce(octet_length(v.statement), 0) + coalesce(octet_length(v.encrypted_metadata), 0))
                 OVER (ORDER BY v.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
     FROM (SELECT e.* FROM replies r JOIN event_rows e ON e.group_id = r.group_id AND e.seq = r.seq
           WHERE r.thread_id = $6 AND r.group_id = $1 AND r.seq > $2 AND r.seq < $3 ORDER BY r.seq LIMIT $4) v
@@ -104,7 +104,7 @@ WHERE coalesce(w.bytes_before, 0) < $5 ORDER BY w.seq;
 -- name: list_replies_down(group_id, after_seq, before_seq, limit, bytes, thread_id)
 SELECT * FROM (
     SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
-                    + coalesce(octet_length(v.statement), 0))
+                    + coalesce(octet_length(v.statement), 0) + coalesce(octet_length(v.encrypted_metadata), 0))
                 OVER (ORDER BY v.seq DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
     FROM (SELECT e.* FROM replies r JOIN event_rows e ON e.group_id = r.group_id AND e.seq = r.seq
           WHERE r.thread_id = $6 AND r.group_id = $1 AND r.seq > $2 AND r.seq < $3 ORDER BY r.seq DESC LIMIT $4) v

@@ -33,10 +33,11 @@ FROM users u WHERE u.username > $1 ORDER BY u.username LIMIT $2;
 
 -- name: list_groups_as_operator(after_group_id, limit)
 SELECT g.id, u.username, (SELECT count(*) FROM members m WHERE m.group_id = g.id), h.last_seq, h.key_epoch,
-       h.rekey_required, g.created_at, e.created_at
+       h.rekey_required, coalesce(q.media_count, 0), coalesce(q.total_bytes, 0), g.created_at, e.created_at
 FROM groups g
 JOIN users u ON u.id = g.created_by
 JOIN group_heads h ON h.group_id = g.id
+LEFT JOIN group_quotas q ON q.group_id = g.id
 LEFT JOIN events e ON e.group_id = g.id AND e.seq = h.last_seq
 WHERE g.id > $1 ORDER BY g.id LIMIT $2;
 
@@ -86,6 +87,63 @@ ORDER BY 5 DESC;
 SELECT 'session', user_id FROM sessions WHERE session_id = $1
 UNION ALL
 SELECT 'token', user_id FROM bot_tokens WHERE token_id = $1;
+
+-- ── media ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+-- Where the database names blobs whose names begin so: files, uploads, and what is to be deleted. In one statement: a
+-- name passes from one to the next within a transaction.
+-- name: list_named_blobs(prefix)
+SELECT storage_url, 'file', id, group_id, size_bytes FROM media WHERE starts_with(storage_url, $1)
+UNION ALL
+SELECT storage_url, 'upload', media_id, group_id, NULL FROM uploads WHERE starts_with(storage_url, $1)
+UNION ALL
+SELECT storage_url, 'deletion', NULL, NULL, NULL FROM blob_deletions WHERE starts_with(storage_url, $1);
+
+-- Which of these files there still are.
+-- name: list_files_among(media_ids)
+SELECT id FROM media WHERE id = ANY ($1::UUID[]);
+
+-- name: count_media_as_operator()
+SELECT (SELECT count(*) FROM media), (SELECT count(*) FROM uploads), (SELECT count(*) FROM blob_deletions);
+
+-- Quotas that are not the sum of what they count, beside that sum.
+-- name: list_skewed_quotas(limit)
+SELECT q.group_id, q.total_bytes, q.media_count, coalesce(s.bytes, 0), coalesce(s.files, 0)
+FROM group_quotas q
+LEFT JOIN (
+    SELECT f.group_id, sum(f.size_bytes)::BIGINT AS bytes, count(*)::INTEGER AS files
+    FROM (SELECT group_id, size_bytes FROM media UNION ALL SELECT group_id, size_bytes FROM uploads) f
+    GROUP BY f.group_id
+) s ON s.group_id = q.group_id
+WHERE (q.total_bytes, q.media_count) IS DISTINCT FROM (coalesce(s.bytes, 0), coalesce(s.files, 0))
+ORDER BY q.group_id LIMIT $1;
+
+-- Two statements of one transaction: the second must see what the first has waited for.
+
+-- name: lock_quota(group_id)
+SELECT 1 FROM group_quotas WHERE group_id = $1 FOR UPDATE;
+
+-- name: mend_quota(group_id)
+UPDATE group_quotas q
+SET (total_bytes, media_count) = (
+        SELECT coalesce(sum(f.size_bytes), 0)::BIGINT, count(*)::INTEGER
+        FROM (SELECT size_bytes FROM media WHERE group_id = $1 UNION ALL SELECT size_bytes FROM uploads WHERE group_id = $1) f),
+    updated_at = clock_timestamp()
+WHERE q.group_id = $1;
+
+-- name: read_quota_as_operator(group_id)
+SELECT total_bytes, media_count, max_bytes, max_media_count FROM group_quotas WHERE group_id = $1;
+
+-- Null leaves a limit as it is.
+-- name: set_quota_limits(group_id, max_bytes, max_files)
+UPDATE group_quotas
+SET max_bytes = coalesce($2, max_bytes), max_media_count = coalesce($3, max_media_count), updated_at = clock_timestamp()
+WHERE group_id = $1
+RETURNING total_bytes, media_count, max_bytes, max_media_count;
+
+-- Every upload under way: their bytes are in a store that is given up.
+-- name: drop_uploads()
+DELETE FROM uploads;
 
 -- ── the log ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -5,12 +5,14 @@ import base64
 import json
 import os
 import pty
+import re
 import socket
 import sys
 import termios
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -21,15 +23,19 @@ from orbital_protocol import ZERO_ID, frames
 from orbital_protocol.chain import content_hash, field_hash
 from orbital_protocol.codes import CloseCode, Kind, Role
 from orbital_relay import hints, token_keys
-from orbital_relay.commands import check
+from orbital_relay.commands import check, probe
 from orbital_relay.config import TokenKey
+from orbital_relay.media.base import StoreError
+from orbital_relay.media.local import LocalStore
 from orbital_relay.store import facts, migrate, posts
 from orbital_relay.store.pool import Connection, PoolSettings, connect
 from orbital_relay.store.posts import Appended, Post
 from tests.commands import LIMIT_S, Ran, given_settings, orbital, orbital_process
+from tests.files import File, upload
 from tests.people import Person, connected, enroll, found_group, new_id
 from tests.postgres import TestPostgres, open_directory
-from tests.relays import TOKEN_KEY, RunningRelay, running_relay
+from tests.relays import TOKEN_KEY, RunningRelay, media_dir_of, running_relay
+from tests.swift import Swift
 from tests.talk import Refused, talking, token_of
 
 PASSWORD = "correct horse battery"
@@ -393,14 +399,21 @@ def statuses(ran: Ran) -> dict[str, str]:
     return {line["name"]: line["status"] for line in ran.json()["checks"]}
 
 
+async def checked(dsn: str, **settings: Any) -> Ran:
+    """Check, with a folder for files that only relays on this database have."""
+    return await orbital("check", "--json", dsn=dsn, **{"media_dir": media_dir_of(dsn), **settings})
+
+
 @pytest.mark.each_postgres
-async def test_check_is_content_with_a_database_that_a_relay_could_run_on(migrated_database: str) -> None:
-    ran = await orbital("check", "--json", dsn=migrated_database)
+async def test_check_is_content_with_a_database_that_a_relay_could_run_on(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    ran = await checked(migrated_database, media_dir=tmp_path)
     assert statuses(ran) == dict.fromkeys(
-        ("configuration", "database", "clock", "notifications", "schema", "permissions", "token keys"), "ok"
+        ("configuration", "database", "clock", "notifications", "schema", "permissions", "token keys", "media"), "ok"
     )
     assert (ran.status, ran.json()["ok"]) == (0, True)
-    plain = await orbital("check", dsn=migrated_database)
+    plain = await orbital("check", dsn=migrated_database, media_dir=tmp_path)
     assert (plain.status, plain.err) == (0, "")
     assert len(plain.out.splitlines()) == len(ran.json()["checks"])
 
@@ -416,10 +429,10 @@ async def test_check_names_keys_that_differ(migrated_database: str) -> None:
     other = TokenKey("other", bytes(32))
     async with connected(migrated_database) as connection:
         await facts.agree_on(connection, token_keys.FACT, token_keys.fingerprint(other))
-    ran = await orbital("check", "--json", dsn=migrated_database)
+    ran = await checked(migrated_database)
     assert (ran.status, statuses(ran)["token keys"]) == (1, "problem")
     secret = base64.urlsafe_b64encode(bytes(32)).decode()
-    ran = await orbital("check", "--json", dsn=migrated_database, token_keys=f"{TOKEN_KEY},other:{secret}")
+    ran = await checked(migrated_database, token_keys=f"{TOKEN_KEY},other:{secret}")
     assert (ran.status, statuses(ran)["token keys"]) == (0, "ok")  # rotating
 
 
@@ -428,7 +441,7 @@ async def test_check_names_a_listener_on_another_database(
 ) -> None:
     monkeypatch.setattr(check, "_NOTIFICATION_LIMIT_S", 0.3)
     async with postgres.database() as elsewhere:
-        ran = await orbital("check", "--json", dsn=migrated_database, listener_database_url=elsewhere)
+        ran = await checked(migrated_database, listener_database_url=elsewhere)
     assert (ran.status, statuses(ran)["notifications"]) == (1, "problem")
 
 
@@ -455,6 +468,160 @@ async def test_check_names_what_is_wrong_with_the_configuration() -> None:
     [line] = ran.json()["checks"]
     assert (line["name"], line["status"]) == ("configuration", "problem")
     assert "listen_port" in line["message"]
+
+
+# ── check: the store of files ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def said_of_media(ran: Ran) -> tuple[str, str]:
+    """Status and message of the line about it; nothing else is a problem."""
+    lines = {line["name"]: line for line in ran.json()["checks"]}
+    media = lines.pop("media")
+    assert {line["status"] for line in lines.values()} == {"ok"}
+    assert ran.status == (1 if media["status"] == "problem" else 0)
+    assert "\n" not in media["message"]
+    return media["status"], media["message"]
+
+
+async def test_check_proves_a_folder_and_leaves_nothing_there(migrated_database: str, tmp_path: Path) -> None:
+    status, message = said_of_media(await checked(migrated_database, media_dir=tmp_path))
+    assert status == "ok"
+    assert re.fullmatch(rf"folder {tmp_path}, [0-9.]+ [GT]iB free: written, read and deleted in [0-9]+ ms", message), (
+        message
+    )
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".orbital-media"]
+    absent = tmp_path / "absent" / "media"
+    assert said_of_media(await checked(migrated_database, media_dir=absent)) == (
+        "ok",
+        f"the first start makes {absent}",
+    )
+    assert not absent.parent.exists()
+
+
+async def test_check_names_a_folder_that_will_not_do(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+
+    async def problem(folder: Path) -> str:
+        status, message = said_of_media(await checked(migrated_database, media_dir=folder))
+        assert status == "problem"
+        return message
+
+    under = file / "media"
+    assert await problem(under) == f"media_dir = {under} is not there, and can't be made in {file}"
+    assert (await problem(file)).startswith(f"media_dir = {file}: ")
+    with monkeypatch.context() as patched:
+        patched.setattr(probe, "_FREE_BYTES_MIN", 2**60)
+        assert (await problem(tmp_path)).startswith(f"media_dir = {tmp_path} has only ")
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "append", answering(StoreError(f"{tmp_path}: No space left on device")))
+        assert await problem(tmp_path) == f"media_dir = {tmp_path}: writing: No space left on device"
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "read", answering(b"other bytes"))
+        assert await problem(tmp_path) == f"media_dir = {tmp_path}: reading: other bytes than were written"
+        assert [*tmp_path.glob("??/*")] == []  # whatever went wrong
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "append", answering("", after_s=LIMIT_S))
+        ran = await checked(migrated_database, media_dir=tmp_path, media_timeout_s=0.2)
+        assert said_of_media(ran) == ("problem", f"media_dir = {tmp_path}: no answer in 0.2 s")
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "delete", answering(None))
+        assert await problem(tmp_path) == f"media_dir = {tmp_path}: deleting: what was deleted is still there"
+
+
+def answering(answer: object, *, after_s: float = 0) -> Callable[..., Awaitable[object]]:
+    """A store's method that returns this, or raises it."""
+
+    async def method(*_: object) -> object:
+        await asyncio.sleep(after_s)
+        if isinstance(answer, StoreError):
+            raise answer
+        return answer
+
+    return method
+
+
+async def test_check_notices_a_folder_that_is_not_the_relays(migrated_database: str, tmp_path: Path) -> None:
+    shared, other, absent = tmp_path / "shared", tmp_path / "other", tmp_path / "absent"
+    other.mkdir()
+    wrong = (
+        "problem",
+        f"media_dir = {other} is not the folder that the relays of this database share (docs/media.md says how to"
+        " move it)",
+    )
+    async with connected(migrated_database) as sql, running_relay(migrated_database, media_dir=shared) as relay:
+        assert said_of_media(await checked(migrated_database, media_dir=other)) == wrong
+        assert said_of_media(await checked(migrated_database, media_dir=shared))[0] == "ok"
+        link = tmp_path / "mount"
+        link.symlink_to(shared)
+        assert said_of_media(await checked(migrated_database, media_dir=link))[0] == "ok"
+        status, message = said_of_media(await checked(migrated_database, media_dir=absent))
+        assert (status, message.partition(", and")[0]) == ("problem", f"media_dir = {absent} is not there")
+        assert not absent.exists()
+
+        ann = await enroll(sql, "ann")
+        group_id = await found_group(sql, ann)
+        async with talking(relay.url, await token_of(sql, ann)) as talk:
+            thread_id = await post_thread(sql, ann, group_id)
+            await upload(talk, File(group_id, thread_id, b"ciphertext"))
+    # No relay runs, and a file is in the shared folder.
+    assert said_of_media(await checked(migrated_database, media_dir=other)) == wrong
+    ran = await checked(migrated_database, media_store="s3", s3_endpoint="http://127.0.0.1:1", s3_bucket="some-bucket")
+    assert said_of_media(ran)[0] == "problem"
+    async with connected(migrated_database) as sql:
+        await sql.execute("DELETE FROM media")
+        await sql.execute("DELETE FROM blob_deletions")
+    assert said_of_media(await checked(migrated_database, media_dir=other))[0] == "ok"  # nobody misses the old one
+
+
+async def test_check_proves_a_bucket_and_names_the_setting_that_is_wrong(
+    migrated_database: str, swift: Swift, tmp_path: Path
+) -> None:
+    bucket = await swift.make_bucket()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+    async def said(**changes: Any) -> tuple[str, str]:
+        given = {"s3_prefix": "files/", **swift.settings, "s3_bucket": bucket, **changes}
+        ran = await checked(migrated_database, **given)
+        assert swift.secret not in ran.out + ran.err
+        return said_of_media(ran)
+
+    status, message = await said()
+    assert status == "ok"
+    assert re.fullmatch(rf"bucket {bucket} at {swift.endpoint}: written, read and deleted in [0-9]+ ms", message)
+    assert (await swift.objects(bucket), await swift.uploads(bucket)) == ({}, [])
+
+    assert await said(s3_bucket="no-such-bucket") == (
+        "problem",
+        "s3_bucket = no-such-bucket: there is no such bucket (writing: S3 refuses: NoSuchBucket)",
+    )
+    assert await said(s3_secret_key="wrong") == (
+        "problem",
+        "s3_secret_key: it does not belong to s3_access_key (writing: S3 refuses: SignatureDoesNotMatch)",
+    )
+    status, message = await said(s3_access_key="test:nobody")  # an unknown key's signature matches nothing
+    assert (status, message.partition(": ")[0]) == ("problem", "s3_secret_key"), message
+    assert await said(s3_endpoint=nobody) == (
+        "problem",
+        f"s3_endpoint = {nobody}: nobody answers there (writing: S3 does not answer: EndpointConnectionError)",
+    )
+    swift.freeze()
+    try:
+        assert await said(media_timeout_s=0.3) == (
+            "problem",
+            f"s3_endpoint = {swift.endpoint}: nobody answers there (no answer in 0.3 s)",
+        )
+    finally:
+        swift.thaw()
+    async with running_relay(migrated_database, **swift.settings, s3_bucket=bucket):
+        status, message = said_of_media(await checked(migrated_database, media_dir=tmp_path))
+        assert status == "problem"
+        assert message.startswith(
+            f"media_store: the relays of this database keep files in s3:{swift.endpoint}/{bucket}/"
+        )
 
 
 # ── config, migrate, errors ─────────────────────────────────────────────────────────────────────────────────────────
@@ -634,7 +801,7 @@ async def test_commands_work_on_the_embedded_database_whether_a_relay_runs_or_no
     assert (ran.status, ran.out) == (1, "")
     assert "orbital-relay serve" in ran.err
     ran = await orbital_process("check", "--json", data_dir=directory)
-    assert (ran.status, statuses(ran)) == (0, {"configuration": "ok", "disk": "ok", "database": "ok"})
+    assert (ran.status, statuses(ran)) == (0, dict.fromkeys(("configuration", "disk", "database", "media"), "ok"))
     assert list(directory.iterdir()) == []  # check makes nothing
 
     ann = Person("ann")

@@ -52,7 +52,7 @@ def seqs(events: Sequence[Event]) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_lost_doubled_reordered_and_lying_wake_ups_change_nothing(scene: Scene, seed: int) -> None:
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     reader = await scene.path.reader(scene.bob).from_start(scene.group_id)
     events: list[Event] = []
     for _ in range(10):
@@ -330,7 +330,7 @@ async def test_the_ring_keeps_nothing_for_a_group_that_nobody_listens_to(scene: 
 
 async def test_readers_of_one_group_may_come_at_any_moment(scene: Scene) -> None:
     """Thirty readers subscribe from everywhere while events stream in; each sees the rest, and only once."""
-    rng = random.Random(3)  # noqa: S311
+    rng = random.Random(3)
     log: list[Event] = (await scene.path.reader(scene.ann).from_start(scene.group_id)).events(scene.group_id)
     log = list(log)
     started: list[tuple[Reader, int]] = []

@@ -57,7 +57,7 @@ async def test_each_way_into_the_log_is_chained_alike(world: World) -> None:
 
 @pytest.mark.each_postgres
 async def test_the_two_implementations_agree_on_any_event(migrated_database: str) -> None:
-    dice = random.Random(4711)  # noqa: S311  the same every time
+    dice = random.Random(4711)
     async with connected(migrated_database) as connection:
         for number in range(60):
             previous, content = dice.randbytes(32), dice.randbytes(32)

@@ -8,7 +8,10 @@ import asyncpg
 import pytest
 
 from orbital_relay.store.queries import sql_dir
+from tests.files import File, begin, upload
 from tests.people import connected, enroll, found_group, new_id
+from tests.relays import relay_here
+from tests.talk import post_thread, talking, token_of
 
 MONITORING = sorted((sql_dir() / "monitoring").glob("*.sql"))
 LIMIT_S = 10
@@ -74,6 +77,26 @@ async def test_tables_and_indexes_of_the_schema_are_there(migrated_database: str
         row["table_name"] for row in await rows(migrated_database, "table_sizes")
     }
     assert "idx_users_username" in {row["index_name"] for row in await rows(migrated_database, "index_usage")}
+
+
+async def test_media_shows_what_groups_use_and_what_waits(migrated_database: str) -> None:
+    async with connected(migrated_database) as connection:
+        alice = await enroll(connection, "alice")
+        empty, used = await found_group(connection, alice), await found_group(connection, alice)
+        async with relay_here(migrated_database) as url, talking(url, await token_of(connection, alice)) as talk:
+            thread_id, _ = await post_thread(talk, used)
+            await upload(talk, File(used, thread_id, bytes(1_000)))
+            await begin(talk, File(used, thread_id, bytes(3_000)))
+        await connection.execute("INSERT INTO blob_deletions (storage_url) VALUES ('a'), ('b')")
+        await connection.execute("UPDATE uploads SET updated_at = now() - interval '2 hours'")
+    [full, vacant] = await rows(migrated_database, "media")
+    assert (full["group_id"].bytes, full["files"], full["uploads"], full["max_files"]) == (used, 1, 1, 100)
+    assert (full["used"], full["may_use"], full["percent"]) == ("4000 bytes", "10 GB", 2)
+    assert (vacant["group_id"].bytes, vacant["files"], vacant["uploads"], vacant["percent"]) == (empty, 0, 0, 0)
+    [backlog] = await rows(migrated_database, "media_backlog")
+    assert (backlog["overdue_files"], backlog["uploads"], backlog["blobs_to_delete"]) == (0, 1, 2)
+    assert backlog["longest_idle_upload"].total_seconds() > 7_000
+    assert backlog["oldest_deletion"] is not None
 
 
 async def test_waiting_names_who_holds_the_lock(migrated_database: str) -> None:

@@ -14,7 +14,7 @@ from orbital_relay.errors import StartupError
 from orbital_relay.metrics import Metrics
 from orbital_relay.operators import Operators, Readiness
 
-READY = Readiness(database=True, listener=True, draining=False)
+READY = Readiness(database=True, listener=True, store=True, draining=False)
 
 
 @dataclasses.dataclass
@@ -57,7 +57,7 @@ async def ask(port: int, path: str, method: str = "GET", *headers: str) -> Answe
 
 
 async def test_healthz_says_that_it_lives_even_when_it_is_not_ready() -> None:
-    async with operators(Probe(Readiness(database=False, listener=False, draining=True))) as port:
+    async with operators(Probe(Readiness(database=False, listener=False, store=False, draining=True))) as port:
         answer = await ask(port, "/healthz")
     assert (answer.status, answer.body) == (200, b"alive\n")
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
@@ -65,12 +65,14 @@ async def test_healthz_says_that_it_lives_even_when_it_is_not_ready() -> None:
 
 @pytest.mark.parametrize("database", [True, False])
 @pytest.mark.parametrize("listener", [True, False])
+@pytest.mark.parametrize("store", [True, False])
 @pytest.mark.parametrize("draining", [True, False])
-async def test_readyz_answers_each_check(database: bool, listener: bool, draining: bool) -> None:
+async def test_readyz_answers_each_check(database: bool, listener: bool, store: bool, draining: bool) -> None:
+    """All of them are told; without its store of files a relay is ready all the same, since posts go on."""
     probe = Probe()
     async with operators(probe) as port:
         assert (await ask(port, "/readyz")).status == 200
-        probe.readiness = Readiness(database, listener, draining)
+        probe.readiness = Readiness(database, listener, store, draining)
         answer = await ask(port, "/readyz")
     ready = database and listener and not draining
     assert answer.status == (200 if ready else 503)
@@ -79,6 +81,7 @@ async def test_readyz_answers_each_check(database: bool, listener: bool, drainin
         "ready": ready,
         "database": database,
         "listener": listener,
+        "store": store,
         "draining": draining,
     }
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -21,7 +22,7 @@ LIMIT_S = 15
 HERE = "https://chat.example.org"
 PER_ADDRESS, UNAUTHENTICATED, CONNECTIONS = 3, 6, 8
 FRAMES_PER_SECOND = 20
-SETTINGS: dict[str, str | int] = {
+SETTINGS: dict[str, Any] = {
     "origins": f"{HERE},http://localhost:3000",
     "allow_no_origin": "false",
     "trusted_proxies": "127.0.0.0/8,10.0.0.0/8",

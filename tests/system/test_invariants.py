@@ -219,7 +219,7 @@ async def test_a_resume_while_posts_stream_in_has_no_hole_and_no_repeat(scene: S
             return answer.seq
 
     poster = asyncio.create_task(post_on())
-    rng = random.Random(7)  # noqa: S311
+    rng = random.Random(7)
     token = await scene.token(scene.bob)
     seq, hash_ = 0, ZERO_HASH
     pieces: list[Event] = []

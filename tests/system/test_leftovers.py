@@ -39,7 +39,7 @@ def fanout() -> Fanout:
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_nothing_is_left_of_connections_that_are_gone(migrated_database: str, seed: int) -> None:
     """They subscribe, post and ask in one message or many, and are cut, close or leave in the middle of it."""
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     async with stage_on(migrated_database) as stage:
         people = await stage.people(3)
         groups = [await found_group(stage.sql, *people) for _ in range(3)]

@@ -20,6 +20,12 @@ NAMES = {
     "orbital_errors": "counter",
     "orbital_events_delivered": "counter",
     "orbital_listener_up": "gauge",
+    "orbital_media_bytes": "counter",
+    "orbital_media_expired": "counter",
+    "orbital_media_store_errors": "counter",
+    "orbital_media_store_seconds": "histogram",
+    "orbital_media_uploads": "counter",
+    "orbital_media_waiting_bytes": "gauge",
     "orbital_outbox_bytes": "gauge",
     "orbital_posts": "counter",
     "orbital_replays_active": "gauge",
@@ -90,6 +96,10 @@ def test_labels_name_neither_users_nor_groups() -> None:
     metrics = Metrics()
     metrics.errors["internal"].inc()
     metrics.requests["register"].inc()
+    metrics.media_bytes["in"].inc()
+    metrics.media_uploads["begun"].inc()
+    metrics.media_store_errors["read"].inc()
+    metrics.media_store_seconds.labels("read").observe(1)
     labels = {
         label
         for family in metrics.registry.collect()
@@ -97,7 +107,7 @@ def test_labels_name_neither_users_nor_groups() -> None:
         for sample in family.samples
         for label in sample.labels
     }
-    assert labels == {"code", "type", "source", "version", "le"}
+    assert labels == {"code", "type", "source", "version", "le", "direction", "outcome", "operation"}
 
 
 def test_what_runs_is_told() -> None:
@@ -113,4 +123,4 @@ def test_every_metric_is_described() -> None:
         if line.startswith("# HELP orbital_"):
             assert re.search(r" .+\.$", line), line
     attributes = inspect.getmembers(Metrics(), lambda member: isinstance(member, Counter | Gauge | Histogram))
-    assert len(attributes) == len(NAMES) - 4  # build_info has none; three are kept by label
+    assert len(attributes) == len(NAMES) - 7  # build_info has none; six are kept by label

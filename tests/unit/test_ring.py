@@ -1,7 +1,7 @@
 """The ring: events that wait for fan-out, within one byte budget."""
 
 from orbital_protocol import codec
-from orbital_protocol.chain import content_hash, field_hash
+from orbital_protocol.chain import content_hash, field_hash, media_fields
 from orbital_protocol.codes import Kind
 from orbital_protocol.frames import Event
 from orbital_relay.ring import Entry, Ring, header_of
@@ -55,6 +55,32 @@ def test_a_header_has_hashes_in_place_of_ciphertext_and_verifies() -> None:
     assert header.encrypted_body is None
     assert header.field_hashes is not None
     assert content_hash(THREAD, header.field_hashes) == whole.content_hash
+
+
+def test_the_header_of_a_file_says_nothing_of_it_and_verifies() -> None:
+    fields = media_fields(b"metadata", bytes(12), 70_000, bytes(32))
+    whole = Event(
+        group_id=GROUP,
+        seq=7,
+        hash=bytes(32),
+        kind=Kind.MEDIA_POSTED,
+        object_id=b"m" * 16,
+        actor_id=b"u" * 16,
+        key_epoch=1,
+        created_at=1,
+        content_hash=content_hash(THREAD, [field_hash(field) for field in fields]),
+        thread_id=THREAD,
+        encrypted_metadata=b"metadata",
+        encryption_iv=bytes(12),
+        size_bytes=70_000,
+        root=bytes(32),
+    )
+    header = header_of(whole)
+    assert (header.encrypted_metadata, header.encryption_iv, header.size_bytes, header.root) == (None, None, None, None)
+    assert header.field_hashes is not None
+    assert content_hash(THREAD, header.field_hashes) == whole.content_hash
+    assert Entry(whole).bytes_for(frozenset({Kind.REPLY_POSTED})) == codec.encode(header)
+    assert Entry(whole).bytes_for(frozenset({Kind.MEDIA_POSTED})) == codec.encode(whole)
 
 
 def test_a_filter_reduces_other_content_and_nothing_else() -> None:

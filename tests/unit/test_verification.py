@@ -33,6 +33,10 @@ def event(seq: int, kind: Kind, previous: bytes, **content: Any) -> LogRow:
         signature=content.pop("signature", None),
         encrypted_title=content.pop("encrypted_title", None),
         encrypted_body=content.pop("encrypted_body", None),
+        encrypted_metadata=content.pop("encrypted_metadata", None),
+        encryption_iv=content.pop("encryption_iv", None),
+        size_bytes=content.pop("size_bytes", None),
+        root=content.pop("root", None),
         erased=False,
     )
     return dataclasses.replace(row, hash=hash_of(row, previous))
