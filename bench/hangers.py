@@ -1,16 +1,18 @@
-"""Load generator: uploads to a store that doesn't answer. Each sends a part, waits to be refused, and begins again.
+"""Load generator: uploads to a store that doesn't answer. Each sends a part, waits to be refused, and begins again when
+the relay says so.
 
 Task: {port, tokens, group_id, thread_id}. Answers {"ready": true} when each has sent its first part, and goes on until
 it is ended.
 """
 
 import threading
+import time
 
 from bench import wire
 from bench.mover import Connection
 from bench.people import Place, new_id
 from orbital_protocol import codec, frames
-from orbital_protocol.frames import MediaBeginOk
+from orbital_protocol.frames import Error, MediaBeginOk
 
 _PART_BYTES = 5 * 1024 * 1024
 
@@ -37,9 +39,13 @@ def upload_forever(connection: Connection, place: Place, started: threading.Barr
         if is_first:
             started.wait()
             is_first = False
-        heard = 0
+        heard, wait_ms = 0, 0
         while heard < len(starts):
-            heard += sum(1 for _ in codec.split(connection.message()))
+            for raw in codec.split(connection.message()):
+                heard += 1
+                if isinstance(error := codec.decode_push(raw), Error):
+                    wait_ms = max(wait_ms, error.retry_after_ms or 0)
+        time.sleep(wait_ms / 1000)
 
 
 def main() -> None:

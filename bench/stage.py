@@ -66,6 +66,14 @@ class Postgres:
         finally:
             await connection.close()
 
+    async def fetchval(self, statement: str) -> Any:
+        """Ask for one value."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            return await connection.fetchval(statement)
+        finally:
+            await connection.close()
+
 
 @asynccontextmanager
 async def running_postgres(name: str) -> AsyncIterator[Postgres]:

@@ -1,4 +1,5 @@
-"""`make demo`: three people in a thread, on a relay of the demo's own; one of them is cut off and misses nothing.
+"""`make demo`: three people in a thread, on a relay of the demo's own; one of them is cut off and misses nothing, and
+is cut off again in the middle of an upload, which goes on.
 
 It starts `orbital-relay serve` on free ports, with an embedded PostgreSQL in a temporary directory, and ends by itself.
 """
@@ -21,11 +22,15 @@ from rich.text import Text
 from orbital_client import Client, Disconnected, Event, Group, Identity, Kind, Reconnected
 
 LIMIT_S = 60
+MIB = 1024 * 1024
 COLOURS = {"ann": "magenta", "bob": "cyan", "cleo": "yellow"}
 OPENING = ("ann", "Where shall we meet?")
 TALK = [("bob", "On Mars, as always."), ("cleo", "I bring the map."), ("ann", "Then I bring the tea.")]
 WITHOUT_CLEO = [("bob", "Is cleo still there?"), ("ann", "She is in the tunnel."), ("bob", "She will see this anyway.")]
 REUNION = [("cleo", "I do. All of it."), ("bob", "Good.")]
+MAP = ("cleo", "map.png")
+MAP_BYTES = 16 * MIB
+OUTAGE_S = 0.5
 
 console = Console(highlight=False)
 
@@ -146,7 +151,7 @@ class Person:
                     case Disconnected():
                         self.times_cut += 1
                     case Reconnected():
-                        console.print(Text.assemble("     ", styled(self.name), (" is back, and has:", "bold green")))
+                        console.print(Text.assemble("     ", styled(self.name), (" is back", "bold green")))
                     case _:
                         pass
                 self._told.notify_all()
@@ -189,18 +194,44 @@ class Conversation:
         self.posts = 0
 
     async def open(self, author: str, text: str) -> None:
+        self.posts += 1
         thread = await self._groups[author].post(title=b"The next meeting", body=text.encode())
         self._thread_id = thread.id
         await self._seen(thread.seq, author, text, [*self._people])
 
     async def say(self, author: str, text: str, *readers: str) -> int:
         """Reply, and wait until the readers (everybody, unless they are named) have it."""
+        self.posts += 1
         reply = await self._groups[author].reply(self._thread_id, text.encode())
         await self._seen(reply.seq, author, text, readers or [*self._people])
         return reply.seq
 
+    async def share(self, author: str, name: str, content: bytes, cable: Cable) -> None:
+        """Send a file to the thread, over a cable that is cut halfway; everybody reads it, and has the same."""
+        bar = console.status("")
+        loop = asyncio.get_running_loop()
+        was_cut = False
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal was_cut
+            bar.update(f"{name}: {done // 1024:,} of {total // 1024:,} KiB are durable")
+            if not was_cut and done >= total // 2:
+                was_cut = True
+                cable.cut()
+                loop.call_later(OUTAGE_S, cable.mend)
+
+        with bar:
+            posted = await self._groups[author].upload(
+                content, thread_id=self._thread_id, metadata=name.encode(), on_progress=on_progress
+            )
+        for group in self._groups.values():
+            copy = [piece async for piece in group.read_media(posted.media_id)]
+            if b"".join(copy) != content:
+                raise AssertionError(f"{name} came out as something else")
+        await self._seen(posted.seq, author, f"{name}, {len(content) // MIB} MiB", [*self._people])
+        console.print("     the line broke at half of it; all three have the same bytes", style="dim")
+
     async def _seen(self, seq: int, author: str, text: str, readers: "list[str] | tuple[str, ...]") -> None:
-        self.posts += 1
         for name in readers:
             await self._people[name].has(seq)
         show(seq, author, text, *readers)
@@ -236,6 +267,7 @@ async def meet(conversation: Conversation, cleo: Person, cable: Cable) -> None:
     console.print()
     for author, text in REUNION:
         await conversation.say(author, text)
+    await conversation.share(*MAP, os.urandom(MAP_BYTES), cable)
 
 
 def sum_up(people: dict[str, Person], posts: int) -> bool:
