@@ -66,7 +66,10 @@ class Store(Protocol):
         """Begin a file; return what the store wants to hear with every later call."""
 
     async def append(self, key: str, state: str, part: Part, pieces: Sequence[bytes | memoryview]) -> str:
-        """Make a part durable; `first_byte` counts from the beginning of the file. Return its tag."""
+        """Make a part durable; `first_byte` counts from the beginning of the file. Return its tag.
+
+        Several may be written at once, after the first one of a generation.
+        """
 
     async def discard(self, key: str, part: Part) -> None:
         """Remove what `append` wrote of a part that nobody will finish: of its generation, as far as that is apart."""

@@ -145,6 +145,8 @@ class S3Store(Store):
         except BlobMissing:
             if await self.size(key) != sum(part.size_bytes for part in parts):
                 raise
+        if [part.number for part in ordered] != [*range(1, len(parts) + 1)]:
+            await self.delete_parts(key)  # it was begun several times, and what was given up may have come about
 
     async def read(self, key: str, offset: int, length: int) -> bytes:
         """Read out of blocks, each of which is fetched once; the next one is fetched meanwhile."""

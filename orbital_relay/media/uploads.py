@@ -34,6 +34,7 @@ from orbital_relay.store.pool import Database
 logger = logs.get()
 
 _BATCH_BYTES: Final = 4 * 1024 * 1024
+_PARTS_AT_ONCE: Final = 2  # begin_upload_v1 leaves as many numbers out
 _KNOWN: Final = 4_096
 _STALL_S: Final = 30.0
 _DATABASE_PLACES: Final = 4
@@ -57,16 +58,38 @@ class _Piece:
     durable: "asyncio.Future[int]"
 
 
-class _Upload:
-    """One upload as it goes on here."""
+@dataclass(eq=False, slots=True)
+class _Stored:
+    """A part on its way to the store."""
 
-    __slots__ = ("durable", "held", "is_over", "more", "next_part", "received", "row", "state", "waiting", "worker")
+    part: Part
+    pieces: list[_Piece]
+    task: "asyncio.Task[PartRow]"
+
+
+class _Upload:
+    """One upload as it goes on here: what has been received of the file, taken for a part, and become durable."""
+
+    __slots__ = (
+        "durable",
+        "held",
+        "is_over",
+        "more",
+        "next_part",
+        "received",
+        "row",
+        "state",
+        "taken",
+        "waiting",
+        "worker",
+    )
 
     def __init__(self, row: UploadRow) -> None:
         self.row = row
         self.state = row.store_state
         self.next_part = row.next_part
         self.durable = row.durable_bytes
+        self.taken = row.durable_bytes
         self.received = row.durable_bytes
         self.waiting: deque[_Piece] = deque()
         self.held = 0  # chunks without an answer
@@ -204,60 +227,83 @@ class Uploads:
     # ── making them durable ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def _work(self, upload: _Upload) -> None:
-        """Write as long as anything waits."""
-        batch: list[_Piece] = []
+        """Write as long as anything waits: some parts at once to the store, and one after the other to the database."""
+        stored: deque[_Stored] = deque()
         try:
-            while batch := await self._gather(upload):
-                await self._write(upload, [piece.data for piece in batch])
-                for piece in batch:
-                    self._settle(piece, upload.durable)
+            state = await self._state_of(upload)
+            while True:
+                # The first one is alone: it makes what the others are written into.
+                at_once = _PARTS_AT_ONCE if upload.durable > upload.row.durable_bytes else 1
+                if len(stored) < at_once and (pieces := self._take(upload)):
+                    stored.append(self._store_soon(upload, state, pieces))
+                elif stored:
+                    await self._record(upload, stored[0])
+                    del stored[0]
+                elif upload.waiting:
+                    await self._wait_for_more(upload)
+                else:
+                    return
         except Exception as error:
             failure = _failure(error)
             self._end(upload, failure)
-            for piece in batch:
-                self._settle(piece, failure)
+            for part in stored:
+                for piece in part.pieces:
+                    self._settle(piece, failure)
         finally:
+            for part in stored:
+                part.task.cancel()
+            await asyncio.gather(*(part.task for part in stored), return_exceptions=True)
             upload.worker = None
 
-    async def _gather(self, upload: _Upload) -> list[_Piece]:
-        """What waits, once it is enough for a part; nothing, where nothing waits."""
+    def _take(self, upload: _Upload) -> list[_Piece]:
+        """What waits, if it is enough for a part."""
         wanted = self._store.part_bytes
-        while upload.waiting and not upload.is_over:
-            if upload.received - upload.durable >= wanted or upload.received == upload.row.size_bytes:
-                break
-            if self._is_draining:
-                raise Unavailable("The relay is about to stop.", retry_after_ms=_RETRY_MS)
-            upload.more.clear()
-            try:
-                async with asyncio.timeout(_STALL_S):
-                    await upload.more.wait()
-            except TimeoutError:
-                raise Unavailable("The rest of a part did not come.", retry_after_ms=_RETRY_MS) from None
-        batch: list[_Piece] = []
+        if upload.received - upload.taken < wanted and upload.received != upload.row.size_bytes:
+            return []
+        pieces: list[_Piece] = []
         size = 0
         while upload.waiting and size < max(wanted, _BATCH_BYTES):
-            batch.append(upload.waiting.popleft())
-            size += len(batch[-1].data)
-        return batch
+            pieces.append(upload.waiting.popleft())
+            size += len(pieces[-1].data)
+        return pieces
 
-    async def _write(self, upload: _Upload, pieces: list[bytes]) -> None:
-        """Make a part durable: its bytes in the store, then its place in the database."""
-        row = upload.row
-        part = Part(upload.next_part, row.generation, upload.durable, sum(map(len, pieces)))
-        state = await self._state_of(upload)
+    async def _wait_for_more(self, upload: _Upload) -> None:
+        if self._is_draining:
+            raise Unavailable("The relay is about to stop.", retry_after_ms=_RETRY_MS)
+        upload.more.clear()
+        try:
+            async with asyncio.timeout(_STALL_S):
+                await upload.more.wait()
+        except TimeoutError:
+            raise Unavailable("The rest of a part did not come.", retry_after_ms=_RETRY_MS) from None
+
+    def _store_soon(self, upload: _Upload, state: str, pieces: list[_Piece]) -> _Stored:
+        """Begin to write a part to the store."""
+        part = Part(upload.next_part, upload.row.generation, upload.taken, sum(len(piece.data) for piece in pieces))
+        upload.next_part += 1
+        upload.taken += part.size_bytes
+        storing = self._store_part(upload.row, state, part, [piece.data for piece in pieces])
+        return _Stored(part, pieces, asyncio.create_task(storing, name="media part"))
+
+    async def _store_part(self, row: UploadRow, state: str, part: Part, pieces: list[bytes]) -> PartRow:
         hashing = asyncio.get_running_loop().run_in_executor(None, _digests, pieces)
         try:
             tag = await self._store.append(row.storage_url, state, part, pieces)
         finally:
             digests = await hashing
-        recorded = PartRow(part.number, part.generation, part.first_byte, part.size_bytes, tag, digests)
+        return PartRow(part.number, part.generation, part.first_byte, part.size_bytes, tag, digests)
+
+    async def _record(self, upload: _Upload, stored: _Stored) -> None:
+        """Once the store has a part, give it its place in the database; then it is durable."""
+        row, recorded = upload.row, await stored.task
         async with self._querying, self._database.connection() as connection:
             if not await media_store.record_part(connection, row, recorded):
                 now = await media_store.find_upload(connection, row.media_id, row.user_id)
-                raise await self._superseded(now, row.storage_url, part)
-        upload.durable += part.size_bytes
-        upload.next_part += 1
-        self._metrics.media_bytes["in"].inc(part.size_bytes)
+                raise await self._superseded(now, row.storage_url, stored.part)
+        upload.durable += recorded.size_bytes
+        self._metrics.media_bytes["in"].inc(recorded.size_bytes)
+        for piece in stored.pieces:
+            self._settle(piece, upload.durable)
 
     async def _state_of(self, upload: _Upload) -> str:
         """What the store calls the upload; it is told of it with the first part."""

@@ -345,7 +345,7 @@ async def postpone_blob_deletion(connection: Connection, storage_url: str, wait_
 
 
 async def forget_blob(connection: Connection, storage_url: str, wait_s: float) -> None:
-    """This blob is deleted; of an upload, another look is due after a while."""
+    """This blob is deleted; another look is due after a while, and then it is forgotten."""
     await connection.execute(_FORGET, storage_url, wait_s)
 
 

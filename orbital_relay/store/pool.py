@@ -92,6 +92,10 @@ def _server_settings(application_name: str) -> dict[str, str]:
     }
 
 
+async def _leave_as_it_is(_connection: Connection) -> None:
+    """Reset nothing when a connection comes back: nobody changes a session's state, and asking costs a round trip."""
+
+
 class Database:
     """The relay's pool. Every method raises Unavailable or Overloaded where the database is away or busy."""
 
@@ -113,6 +117,7 @@ class Database:
             timeout=settings.connect_timeout_s,
             command_timeout=settings.statement_timeout_s,
             init=prepare_connection,
+            reset=_leave_as_it_is,
             server_settings=_server_settings(f"orbital-relay pool {self._relay_name}"),
         )
         self.is_up = True

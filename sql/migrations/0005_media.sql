@@ -11,8 +11,9 @@ ALTER TABLE media ADD COLUMN root BYTEA NOT NULL;
 ALTER TABLE objects ADD COLUMN expired BOOLEAN;
 
 -- Files on their way. Their bytes are reserved in group_quotas. An upload belongs to a membership: it goes with it.
--- `generation` counts begins, and a write under an older one is refused. `next_part` goes up with each part and with
--- each begin, so that a straggler's part has a number, in the store too, that nobody else uses.
+-- `generation` counts begins, and a write under an older one is refused. `next_part` goes up with each part, and by as many
+-- as a relay writes at once with each begin, so that a straggler's parts have numbers, in the store too, that nobody else
+-- uses.
 CREATE TABLE uploads (
     media_id UUID PRIMARY KEY,
     group_id UUID NOT NULL,
@@ -48,28 +49,28 @@ CREATE TABLE upload_parts (
 );
 
 -- Blobs, and what is left of uploads, that the store is to delete. To delete one twice does no harm, so relays need not
--- agree on who does it. Of an upload, it is done once more after a while: a request to the store that was given up may
--- have been carried out all the same.
+-- agree on who does it. It is done once more after a while: a request to the store that was given up may have been carried
+-- out all the same.
 CREATE TABLE blob_deletions (
     storage_url TEXT PRIMARY KEY,
     due_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
-    looks SMALLINT NOT NULL DEFAULT 2
+    is_deleted BOOLEAN NOT NULL DEFAULT FALSE
 );
 CREATE INDEX idx_blob_deletions_due ON blob_deletions(due_at);
 
 -- Whatever deletes a file or an upload, be it a cascade: its blob is to go, and its quota comes back, once.
 CREATE FUNCTION release_media() RETURNS TRIGGER LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO blob_deletions (storage_url, looks) VALUES (OLD.storage_url, TG_ARGV[0]::SMALLINT) ON CONFLICT DO NOTHING;
+    INSERT INTO blob_deletions (storage_url) VALUES (OLD.storage_url) ON CONFLICT DO NOTHING;
     UPDATE group_quotas
     SET total_bytes = total_bytes - OLD.size_bytes, media_count = media_count - 1, updated_at = clock_timestamp()
     WHERE group_id = OLD.group_id;
     RETURN NULL;
 END $$;
 
-CREATE TRIGGER release_media AFTER DELETE ON media FOR EACH ROW EXECUTE FUNCTION release_media(1);
+CREATE TRIGGER release_media AFTER DELETE ON media FOR EACH ROW EXECUTE FUNCTION release_media();
 -- A committed upload hands its blob and its reservation on to the file.
-CREATE TRIGGER release_upload AFTER DELETE ON uploads FOR EACH ROW WHEN (NOT OLD.committed) EXECUTE FUNCTION release_media(2);
+CREATE TRIGGER release_upload AFTER DELETE ON uploads FOR EACH ROW WHEN (NOT OLD.committed) EXECUTE FUNCTION release_media();
 
 -- New columns come last: readers know the others by their places. Content that a row is missing for was erased.
 CREATE OR REPLACE VIEW event_rows AS
@@ -116,7 +117,7 @@ BEGIN
             RETURN;
         END IF;
         RETURN QUERY
-        UPDATE uploads u SET generation = u.generation + 1, next_part = u.next_part + 1, updated_at = clock_timestamp()
+        UPDATE uploads u SET generation = u.generation + 1, next_part = u.next_part + 2, updated_at = clock_timestamp()
         WHERE u.media_id = p_media_id
         RETURNING NULL::TEXT, u.durable_bytes, u.generation, NULL::BIGINT, NULL::INTEGER;
         RETURN;

@@ -128,14 +128,15 @@ SELECT storage_url FROM blob_deletions WHERE due_at <= clock_timestamp() ORDER B
 -- name: postpone_blob_deletion(storage_url, wait_s)
 UPDATE blob_deletions SET due_at = clock_timestamp() + $2::DOUBLE PRECISION * INTERVAL '1 second' WHERE storage_url = $1;
 
--- It is deleted: forget it, or look again after a while.
+-- It is deleted: look again after a while, and then forget it.
 -- name: forget_blob(storage_url, wait_s)
 WITH again AS (
     UPDATE blob_deletions
-    SET looks = looks - 1, due_at = clock_timestamp() + $2::DOUBLE PRECISION * INTERVAL '1 second'
-    WHERE storage_url = $1 AND looks > 1
+    SET is_deleted = TRUE, due_at = clock_timestamp() + $2::DOUBLE PRECISION * INTERVAL '1 second'
+    WHERE storage_url = $1 AND NOT is_deleted
 )
-DELETE FROM blob_deletions WHERE storage_url = $1 AND looks <= 1;
+DELETE FROM blob_deletions WHERE storage_url = $1 AND is_deleted;
 
 -- name: count_media_rows()
-SELECT (SELECT count(*) FROM media) + (SELECT count(*) FROM uploads) + (SELECT count(*) FROM blob_deletions);
+SELECT (SELECT count(*) FROM media) + (SELECT count(*) FROM uploads)
+    + (SELECT count(*) FROM blob_deletions WHERE NOT is_deleted);

@@ -104,7 +104,8 @@ SELECT storage_url, 'deletion', NULL, NULL, NULL FROM blob_deletions WHERE start
 SELECT id FROM media WHERE id = ANY ($1::UUID[]);
 
 -- name: count_media_as_operator()
-SELECT (SELECT count(*) FROM media), (SELECT count(*) FROM uploads), (SELECT count(*) FROM blob_deletions);
+SELECT (SELECT count(*) FROM media), (SELECT count(*) FROM uploads),
+    (SELECT count(*) FROM blob_deletions WHERE NOT is_deleted);
 
 -- Quotas that are not the sum of what they count, beside that sum.
 -- name: list_skewed_quotas(limit)

@@ -139,7 +139,7 @@ async def audited(stage: Stage, place: dict[str, Any], *arguments: str) -> tuple
 
 
 async def waiting(stage: Stage) -> int:
-    count = await stage.sql.fetchval("SELECT count(*) FROM blob_deletions")
+    count = await stage.sql.fetchval("SELECT count(*) FROM blob_deletions WHERE NOT is_deleted")
     assert isinstance(count, int)
     return count
 

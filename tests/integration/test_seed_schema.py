@@ -201,7 +201,7 @@ DIFFERENCES: Final[dict[Fact, Difference]] = {
     **column("media", "root", "bytea NOT NULL", "one hash over all of the file's segments, which readers check"),
     Fact("media", "trigger", "release_media"): Difference(
         None,
-        "CREATE TRIGGER release_media AFTER DELETE ON public.media FOR EACH ROW EXECUTE FUNCTION release_media('1')",
+        "CREATE TRIGGER release_media AFTER DELETE ON public.media FOR EACH ROW EXECUTE FUNCTION release_media()",
         "whatever deletes a file: its blob is to go, and its quota comes back",
     ),
 }
