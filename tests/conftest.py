@@ -4,11 +4,13 @@
 With `@pytest.mark.each_postgres` a test that uses either runs on the embedded PostgreSQL and on Debian's 15.
 """
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
 
+from orbital_relay import logs
 from tests.postgres import DEBIAN_BINARIES, TestPostgres, running_postgres
 from tests.swift import Swift, running_swift
 
@@ -23,6 +25,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Ids and signatures are made anew in every process; the names of tests must be the same in all of them."""
     return argname if isinstance(val, bytes) and len(val) >= _RANDOM_BYTES else None
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command sets the logs of its process as it needs them; here the process is that of the next tests too."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logs._configure_structlog("info", "json", None)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -15,7 +15,6 @@ import pytest_asyncio
 from orbital_protocol import frames
 from orbital_protocol.codes import ErrorCode, Kind
 from orbital_protocol.statements import MediaDeleted
-from orbital_relay import logs
 from orbital_relay.commands import audit
 from orbital_relay.config import Settings
 from orbital_relay.media import choose
@@ -37,13 +36,6 @@ LIMIT_S = 60
 SWEEP_NEVER_MS = 3_600_000
 PART = 5_242_880
 """What S3 wants of a part that isn't the last."""
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Any:
-    """The command quiets the logs of its process, which here is that of the tests."""
-    yield
-    logs._configure_structlog("info", "json", None)
 
 
 @pytest.fixture(params=["local", "s3"])

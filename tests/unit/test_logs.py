@@ -23,16 +23,6 @@ ID = bytes(range(16))
 ID_TEXT = "00010203-0405-0607-0809-0a0b0c0d0e0f"
 
 
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logs._configure_structlog("info", "json", None)
-
-
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     out, err = capsys.readouterr()
     assert out == ""
