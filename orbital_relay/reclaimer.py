@@ -6,6 +6,7 @@ store that is away keeps nothing waiting but these.
 """
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -77,16 +78,20 @@ class Reclaimer:
                 continue
 
     async def sweep(self) -> Reclaimed:
-        """Remove all that is due. Raise StoreError where the store would not."""
+        """Remove what is due, of blobs a batch. Raise StoreError where the store would not."""
         files = await self._in_batches("media", self._expire)
         uploads = await self._in_batches("uploads", self._forget_uploads)
-        return Reclaimed(files, uploads, await self._in_batches("blobs", self._delete_blobs))
+        blobs = await self._in_batches("blobs", self._delete_blobs, at_most=1)
+        if blobs == _BATCH:
+            self.nudge()  # the rest after what has expired meanwhile: a store is slower than the database
+        return Reclaimed(files, uploads, blobs)
 
-    async def _in_batches(self, kind: str, remove: Callable[[], Awaitable[int]]) -> int:
-        started, total = time.monotonic(), 0
+    async def _in_batches(self, kind: str, remove: Callable[[], Awaitable[int]], at_most: int = sys.maxsize) -> int:
+        started, total, batches = time.monotonic(), 0, 0
         try:
-            while count := await remove():
+            while batches < at_most and (count := await remove()):
                 total += count
+                batches += 1
         finally:
             if total:
                 duration_ms = round((time.monotonic() - started) * 1000)

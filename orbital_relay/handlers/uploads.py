@@ -173,20 +173,22 @@ class MediaUploads:
 
     async def abort(self, peer: Peer, request: frames.MediaAbort) -> Ok:
         """Forget an upload; nothing happens where there is none."""
-        caller = require_caller(peer)
-        async with self._database.transaction() as connection:
-            upload = await media_store.find_upload(connection, request.media_id, caller.user_id)
-            if upload is not None and not caller.may_see(upload.group_id):
-                raise NotFound
-            if upload is not None:
-                await media_store.drop_upload(connection, request.media_id, caller.user_id)
-            elif await media_store.find_committed(connection, request.media_id, caller.user_id):
-                raise IdConflict("The file is committed: delete it.")
+        was_there = await retried(partial(self._abort, require_caller(peer), request.media_id))
         self._uploads.forget(request.media_id)
-        if upload is not None:
+        if was_there:
             self._metrics.media_uploads["aborted"].inc()
             self._reclaim()
         return Ok(id=request.id)
+
+    async def _abort(self, caller: Caller, media_id: bytes) -> bool:
+        """Whether there was an upload. The row is looked at under its lock: a commit may be under way."""
+        async with self._database.transaction() as connection:
+            group_id = await media_store.drop_upload(connection, media_id, caller.user_id)
+            if group_id is not None and not caller.may_see(group_id):
+                raise NotFound
+            if group_id is None and await media_store.find_committed(connection, media_id, caller.user_id):
+                raise IdConflict("The file is committed: delete it.")
+        return group_id is not None
 
 
 def _posted(request: frames.MediaCommit, appended: Appended) -> PostOk:

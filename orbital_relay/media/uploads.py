@@ -8,6 +8,7 @@ the generation rises, and what an older one still writes is neither counted nor 
 import asyncio
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from orbital_protocol.frames import ErrorDetails, MediaChunk
@@ -30,6 +31,7 @@ from orbital_relay.metrics import Metrics
 from orbital_relay.store import media as media_store
 from orbital_relay.store.media import PartRow, UploadRow
 from orbital_relay.store.pool import Database
+from orbital_relay.store.retries import retried
 
 logger = logs.get()
 
@@ -171,12 +173,16 @@ class Uploads:
 
     async def refuse(self, row: UploadRow, reason: str) -> None:
         """Drop an upload that can't come to anything: its quota returns, and nothing stays behind."""
-        self.forget(row.media_id)
-        async with self._database.connection() as connection:
-            dropped = await media_store.drop_upload(connection, row.media_id, row.user_id)
-        if dropped is not None:
+        upload = self._uploads.get(row.media_id)
+        if upload is not None and upload.row.storage_url == row.storage_url:
+            self._end(upload, UploadOffset())
+        if await retried(partial(self._drop, row)) is not None:
             self._metrics.media_uploads["refused"].inc()
             logger.info("media.refused", group=row.group_id, user=row.user_id, reason=reason)
+
+    async def _drop(self, row: UploadRow) -> bytes | None:
+        async with self._database.connection() as connection:
+            return await media_store.drop_upload(connection, row.media_id, row.user_id, row.storage_url)
 
     # ── taking chunks ───────────────────────────────────────────────────────────────────────────────────────────────
 

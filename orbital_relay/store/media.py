@@ -188,9 +188,14 @@ async def record_part(connection: Connection, upload: UploadRow, part: PartRow) 
     return recorded is not None
 
 
-async def drop_upload(connection: Connection, media_id: bytes, user_id: bytes) -> bytes | None:
-    """Forget an upload, give back its quota, and have its blob deleted; its group, None where there was none."""
-    group_id: bytes | None = await connection.fetchval(_DROP, media_id, user_id)
+async def drop_upload(
+    connection: Connection, media_id: bytes, user_id: bytes, storage_url: str | None = None
+) -> bytes | None:
+    """Forget an upload, give back its quota, and have its blob deleted; its group, None where there was none.
+
+    With `storage_url` only if it still is the one with this blob: it may have been begun anew.
+    """
+    group_id: bytes | None = await connection.fetchval(_DROP, media_id, user_id, storage_url)
     return group_id
 
 

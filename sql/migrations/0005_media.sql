@@ -178,7 +178,9 @@ BEGIN
     -- A statement of its own: what follows must see what the lock waited for.
     SELECT * INTO head FROM group_heads h WHERE h.group_id = p_group_id FOR UPDATE;
     SELECT * INTO found_object FROM objects o WHERE o.object_id = p_media_id;
-    SELECT * INTO upload FROM uploads u WHERE u.media_id = p_media_id AND u.user_id = p_user_id FOR UPDATE;
+    -- The one whose blob was finished: it may have been dropped since, and begun anew under the same id.
+    SELECT * INTO upload FROM uploads u
+    WHERE u.media_id = p_media_id AND u.user_id = p_user_id AND u.storage_url = p_storage_url FOR UPDATE;
     refused := CASE
         WHEN head.deleted_at IS NOT NULL
             OR NOT EXISTS (SELECT 1 FROM members m WHERE m.group_id = p_group_id AND m.user_id = p_user_id) THEN 'not_found'

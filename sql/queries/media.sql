@@ -32,8 +32,9 @@ INSERT INTO upload_parts (media_id, generation, part, first_byte, size_bytes, ta
 SELECT media_id, $2, $4, $5, $6, $7, $8 FROM moved RETURNING part;
 
 -- Triggers return the quota and have the blob deleted.
--- name: drop_upload(media_id, user_id)
-DELETE FROM uploads WHERE media_id = $1 AND user_id = $2 RETURNING group_id;
+-- Whatever upload there is of this name; or the one with this blob, which may have been begun anew since.
+-- name: drop_upload(media_id, user_id, storage_url)
+DELETE FROM uploads WHERE media_id = $1 AND user_id = $2 AND storage_url = COALESCE($3, storage_url) RETURNING group_id;
 
 -- name: commit_upload(relay, media_id, group_id, user_id, storage_url, key_epoch, metadata, root, fields, content)
 SELECT error, seq, hash, created_us, content_hash, duplicate
@@ -91,7 +92,7 @@ ORDER BY f.seq DESC LIMIT $6;
 -- Somebody has read a file to its end.
 -- name: record_download(media_id, user_id)
 INSERT INTO media_downloads (media_id, user_id)
-SELECT f.id, u.id FROM media f, users u WHERE f.id = $1 AND u.id = $2
+SELECT f.id, u.id FROM media f, users u WHERE f.id = $1 AND u.id = $2 FOR KEY SHARE
 ON CONFLICT DO NOTHING;
 
 -- Under the lock of the group's head, after the statement that says so.
@@ -119,7 +120,8 @@ SELECT group_id, kind, object_id, seq, hash, created_us, key_epoch FROM expire_m
 DELETE FROM uploads WHERE media_id IN (
     SELECT media_id FROM uploads
     WHERE updated_at < clock_timestamp() - $2::DOUBLE PRECISION * INTERVAL '1 second'
-    LIMIT $1);
+    LIMIT $1)
+AND updated_at < clock_timestamp() - $2::DOUBLE PRECISION * INTERVAL '1 second';
 
 -- name: list_blob_deletions(limit)
 SELECT storage_url FROM blob_deletions WHERE due_at <= clock_timestamp() ORDER BY due_at LIMIT $1;
