@@ -19,7 +19,7 @@ from orbital_protocol.frames import (
 )
 from orbital_protocol.statements import MediaDeleted
 from orbital_relay import logs, policy
-from orbital_relay.caller import Clock, Peer, require_caller
+from orbital_relay.caller import Caller, Clock, Peer, require_caller
 from orbital_relay.control import Control, Turn, answer, open_statement
 from orbital_relay.errors import BadArgument, MediaExpired, NotFound, TooLarge, Unavailable
 from orbital_relay.media.base import BlobMissing, Store, StoreError, unavailable
@@ -28,7 +28,6 @@ from orbital_relay.store import events as event_store
 from orbital_relay.store import groups
 from orbital_relay.store import media as media_store
 from orbital_relay.store.events import Page
-from orbital_relay.store.media import BlobRow
 from orbital_relay.store.pool import Database
 
 logger = logs.get()
@@ -85,33 +84,37 @@ class Media:
         caller = require_caller(peer)
         if request.length > self._limits.media_chunk_bytes:
             raise TooLarge(details=ErrorDetails(field="length", limit=self._limits.media_chunk_bytes))
-        async with self._database.connection() as connection:
-            row = await media_store.find_blob(connection, request.media_id, caller.user_id)
-        if row is None or not caller.may_see(row.group_id):
-            raise NotFound
-        if row.expired or row.storage_url is None or row.size_bytes is None:
-            raise MediaExpired
-        if request.offset > row.size_bytes:
+        group_id, key, size = await self._blob_of(caller, request.media_id)
+        if request.offset > size:
             raise BadArgument("The file ends before the offset.", details=ErrorDetails(field="offset"))
-        data = await self._bytes_of(row, request.offset, min(request.length, row.size_bytes - request.offset))
-        if request.offset + len(data) == row.size_bytes:
+        try:
+            data = await self._bytes_of(key, request.offset, min(request.length, size - request.offset))
+        except BlobMissing as error:
+            await self._blob_of(caller, request.media_id)  # it may have been deleted meanwhile
+            logger.error("media.blob.missing", group=group_id, exc_info=error)
+            raise Unavailable("The store of files has lost this file.") from error
+        except StoreError as error:
+            raise unavailable() from error
+        if request.offset + len(data) == size:
             async with self._database.connection() as connection:
                 await media_store.record_download(connection, request.media_id, caller.user_id)
         self._metrics.media_bytes["out"].inc(len(data))
         return MediaReadOk(id=request.id, data=data)
 
-    async def _bytes_of(self, row: BlobRow, offset: int, length: int) -> bytes:
-        if not length or row.storage_url is None:
-            return b""
-        try:
-            data = await self._store.read(row.storage_url, offset, length)
-            if len(data) < length:
-                raise BlobMissing("the blob is too short")
-        except BlobMissing as error:
-            logger.error("media.blob.missing", group=row.group_id, exc_info=error)
-            raise Unavailable("The store of files has lost this file.") from error
-        except StoreError as error:
-            raise unavailable() from error
+    async def _blob_of(self, caller: Caller, media_id: bytes) -> tuple[bytes, str, int]:
+        """A file's group, the key of its blob, and its size, as of now."""
+        async with self._database.connection() as connection:
+            row = await media_store.find_blob(connection, media_id, caller.user_id)
+        if row is None or not caller.may_see(row.group_id):
+            raise NotFound
+        if row.expired or row.storage_url is None or row.size_bytes is None:
+            raise MediaExpired
+        return row.group_id, row.storage_url, row.size_bytes
+
+    async def _bytes_of(self, key: str, offset: int, length: int) -> bytes:
+        data = await self._store.read(key, offset, length) if length else b""
+        if len(data) < length:
+            raise BlobMissing("the blob is too short")
         return data
 
     async def list(self, peer: Peer, request: frames.MediaList) -> MediaListOk:

@@ -124,7 +124,8 @@ class MediaUploads:
         if not caller.may_see(upload.group_id):
             raise NotFound
         await self._check_content(upload, parts, request)
-        await self._finish(upload, parts)
+        if not await self._finish(upload, parts):
+            return await self._committed_before(caller, request)
         outcome = await retried(partial(self._commit, upload, request))
         self._uploads.forget(upload.media_id)
         if not isinstance(outcome, Appended):
@@ -150,15 +151,21 @@ class MediaUploads:
         self._reclaim()
         raise BadArgument(f"The upload has the {problem}, and was dropped.", details=ErrorDetails(field=field))
 
-    async def _finish(self, upload: UploadRow, parts: list[PartRow]) -> None:
+    async def _finish(self, upload: UploadRow, parts: list[PartRow]) -> bool:
+        """Have the store make the blob; False where the upload is gone meanwhile, and its parts with it."""
         named = [Part(p.number, p.generation, p.first_byte, p.size_bytes, p.tag) for p in parts]
         try:
             await self._store.finish(upload.storage_url, upload.store_state or "", named)
         except BlobMissing as error:
+            async with self._database.connection() as connection:
+                now = await media_store.find_upload(connection, upload.media_id, upload.user_id)
+            if now is None or now.storage_url != upload.storage_url:
+                return False
             logger.error("media.blob.missing", group=upload.group_id, user=upload.user_id, exc_info=error)
             raise Unavailable("The store of files has lost a part.") from error
         except StoreError as error:
             raise unavailable() from error
+        return True
 
     async def _commit(self, upload: UploadRow, request: frames.MediaCommit) -> Appended | ErrorCode:
         async with self._database.transaction() as connection:

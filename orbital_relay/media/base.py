@@ -71,8 +71,11 @@ class Store(Protocol):
         Several may be written at once, after the first one of a generation.
         """
 
-    async def discard(self, key: str, part: Part) -> None:
-        """Remove what `append` wrote of a part that nobody will finish: of its generation, as far as that is apart."""
+    async def discard(self, key: str, state: str, parts: Sequence[Part], *, whole: bool) -> None:
+        """Take no more room for what `append` wrote in vain: the last parts of a generation, or (`whole`) all of it.
+
+        Nothing is written under that generation any more, and no call of `finish` names these parts.
+        """
 
     async def finish(self, key: str, state: str, parts: Sequence[Part]) -> None:
         """Make a blob of these parts, in the order of the file; raise BlobMissing where they are not there."""

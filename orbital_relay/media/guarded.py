@@ -6,8 +6,9 @@ holds as many calls as there are places, and everybody else is told at once, or 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from orbital_relay import logs
@@ -31,6 +32,7 @@ class GuardedStore(Store):
         self._timeout_s = timeout_s
         self._places = asyncio.Semaphore(concurrency)
         self._calls: set[asyncio.Task[Any]] = set()
+        self._finishing: dict[str, asyncio.Task[None]] = {}
         self._is_closed = False
 
     @property
@@ -46,35 +48,42 @@ class GuardedStore(Store):
     async def close(self) -> None:
         """Close it, and end the calls that still wait for it."""
         self._is_closed = True
-        for call in self._calls:
-            call.cancel()
-        if self._calls:
-            await asyncio.wait(self._calls)
+        ending = {*self._calls, *self._finishing.values()}
+        for task in ending:
+            task.cancel()
+        if ending:
+            await asyncio.wait(ending)
         await self._store.close()
 
     async def begin(self, key: str) -> str:
-        return await self._limited("begin", self._store.begin(key))
+        return await self._limited("begin", partial(self._store.begin, key))
 
     async def append(self, key: str, state: str, part: Part, pieces: Sequence[bytes | memoryview]) -> str:
-        return await self._limited("append", self._store.append(key, state, part, pieces))
+        return await self._limited("append", partial(self._store.append, key, state, part, pieces))
 
-    async def discard(self, key: str, part: Part) -> None:
-        await self._limited("discard", self._store.discard(key, part))
+    async def discard(self, key: str, state: str, parts: Sequence[Part], *, whole: bool) -> None:
+        await self._limited("discard", partial(self._store.discard, key, state, parts, whole=whole))
 
     async def finish(self, key: str, state: str, parts: Sequence[Part]) -> None:
-        await self._limited("finish", self._store.finish(key, state, parts))
+        """To put a large blob together takes long: whoever asks for it again waits for the same call."""
+        task = self._finishing.get(key)
+        if task is None:
+            finishing = self._placed("finish", partial(self._store.finish, key, state, parts))
+            task = self._finishing[key] = asyncio.create_task(finishing, name="media finish")
+            task.add_done_callback(partial(self._finished, key))
+        await self._watched("finish", _outcome(task))
 
     async def read(self, key: str, offset: int, length: int) -> bytes:
-        return await self._limited("read", self._store.read(key, offset, length))
+        return await self._limited("read", partial(self._store.read, key, offset, length))
 
     async def size(self, key: str) -> int | None:
-        return await self._limited("size", self._store.size(key))
+        return await self._limited("size", partial(self._store.size, key))
 
     async def delete(self, key: str) -> None:
-        await self._limited("delete", self._store.delete(key))
+        await self._limited("delete", partial(self._store.delete, key))
 
     async def delete_parts(self, key: str) -> None:
-        await self._limited("delete_parts", self._store.delete_parts(key))
+        await self._limited("delete_parts", partial(self._store.delete_parts, key))
 
     def walk(self) -> AsyncIterator[Stored]:
         """As the store has it: whoever lists everything has time."""
@@ -93,11 +102,14 @@ class GuardedStore(Store):
         except TimeoutError:
             raise StoreError("the store does not answer in time") from None
 
-    async def _limited(self, operation: str, call: Coroutine[Any, Any, T]) -> T:
+    async def _limited(self, operation: str, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return await self._watched(operation, self._placed(operation, call))
+
+    async def _watched(self, operation: str, answering: Coroutine[Any, Any, T]) -> T:
         started = time.monotonic()
         try:
             async with self._in_time():
-                answer = await self._placed(operation, call)
+                answer = await answering
         except BlobMissing:
             self._note(operation, None)
             raise
@@ -109,30 +121,27 @@ class GuardedStore(Store):
         self._note(operation, None)
         return answer
 
-    async def _placed(self, operation: str, call: Coroutine[Any, Any, T]) -> T:
+    async def _placed(self, operation: str, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Begin a call once there is a place for it, and wait; to give up waiting does not end the call."""
-        try:
-            await self._places.acquire()
-        except asyncio.CancelledError:
-            call.close()
-            raise
+        await self._places.acquire()
         if self._is_closed:
             self._places.release()
-            call.close()
             raise StoreError("the store is closed")
-        task = asyncio.create_task(call, name=f"media {operation}")
+        task = asyncio.create_task(call(), name=f"media {operation}")
         self._calls.add(task)
         task.add_done_callback(self._ended)
-        await asyncio.wait((task,))
-        if task.cancelled():
-            raise StoreError("the store is closed")
-        return task.result()
+        return await _outcome(task)
 
     def _ended(self, task: "asyncio.Task[Any]") -> None:
         self._calls.discard(task)
         self._places.release()
         if not task.cancelled():
             task.exception()  # whoever has given it up has been told already
+
+    def _finished(self, key: str, task: "asyncio.Task[None]") -> None:
+        del self._finishing[key]
+        if not task.cancelled():
+            task.exception()
 
     def _note(self, operation: str, error: Exception | None) -> None:
         if self.is_up == (error is None):
@@ -142,3 +151,11 @@ class GuardedStore(Store):
             logger.info("media.store.recovered")
         else:
             logger.warning("media.store.unavailable", operation=operation, exc_info=error)
+
+
+async def _outcome(task: "asyncio.Task[T]") -> T:
+    """Wait for a task, which goes on for others where this is cancelled."""
+    await asyncio.wait((task,))
+    if task.cancelled():
+        raise StoreError("the store is closed")
+    return task.result()

@@ -61,9 +61,9 @@ class LocalStore(Store):
         await self._run(_append, check_key(key), part, pieces)
         return ""
 
-    async def discard(self, key: str, part: Part) -> None:
-        """Remove the file of the part's generation."""
-        await self._run(_remove, check_key(key), lambda name: name == _part_name(key, part.generation))
+    async def discard(self, key: str, state: str, parts: Sequence[Part], *, whole: bool) -> None:
+        """Cut them off the file of their generation, or remove it."""
+        await self._run(_discard, check_key(key), parts, whole)
 
     async def finish(self, key: str, state: str, parts: Sequence[Part]) -> None:
         """Rename the one file, or what several generations wrote, put together in one."""
@@ -156,6 +156,16 @@ def _append(root: Root, key: str, part: Part, pieces: Sequence[bytes | memoryvie
         if is_new:
             os.fsync(directory)
             os.fsync(root.number)
+
+
+def _discard(root: Root, key: str, parts: Sequence[Part], whole: bool) -> None:
+    name = _part_name(key, parts[0].generation)
+    with suppress(FileNotFoundError), root.directory(key[:2]) as directory:
+        if whole:
+            unlink([name], directory)
+        else:
+            with opened(name, WRITE, directory) as file:
+                os.ftruncate(file, min(part.first_byte for part in parts))
 
 
 def _finish(root: Root, key: str, parts: Sequence[Part]) -> None:

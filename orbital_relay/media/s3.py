@@ -3,7 +3,7 @@
 import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import md5
 from typing import TYPE_CHECKING, Any, Final
@@ -122,8 +122,11 @@ class S3Store(Store):
             )
             return answer["ETag"]
 
-    async def discard(self, key: str, part: Part) -> None:
-        """A part that `finish` doesn't name is dropped with it, and all of them with the upload."""
+    async def discard(self, key: str, state: str, parts: Sequence[Part], *, whole: bool) -> None:
+        """Put a byte in the place of each: S3 can't delete a part, but what has its number takes its place."""
+        for part in parts:
+            with suppress(BlobMissing):  # aborted, or completed without it
+                await self.append(key, state, part, [b"-"])
 
     async def finish(self, key: str, state: str, parts: Sequence[Part]) -> None:
         """Complete the multipart upload; done before, the object is there."""

@@ -6,7 +6,9 @@ the generation rises, and what an older one still writes is neither counted nor 
 """
 
 import asyncio
+import time
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -39,6 +41,7 @@ _BATCH_BYTES: Final = 4 * 1024 * 1024
 _PARTS_AT_ONCE: Final = 2  # begin_upload_v1 leaves as many numbers out
 _KNOWN: Final = 4_096
 _STALL_S: Final = 30.0
+_PATIENCE_S: Final = 1.0  # of a part that waits for its rest, where others need its room
 _DATABASE_PLACES: Final = 4
 _RETRY_MS: Final = 200
 
@@ -80,6 +83,7 @@ class _Upload:
         "next_part",
         "received",
         "row",
+        "stalled_at",
         "state",
         "taken",
         "waiting",
@@ -98,6 +102,18 @@ class _Upload:
         self.more = asyncio.Event()
         self.worker: asyncio.Task[None] | None = None
         self.is_over = False
+        self.stalled_at: float | None = None  # since when a part waits for its rest
+
+
+class _Overtaken(Exception):
+    """A part was written in vain: its upload was begun again since, or is gone."""
+
+    def __init__(self, row: UploadRow, now: UploadRow | None) -> None:
+        super().__init__()
+        self.is_gone = now is None or now.storage_url != row.storage_url
+        self.answer: RequestError = NotFound()
+        if now is not None and not self.is_gone:
+            self.answer = UploadOffset(details=ErrorDetails(offset=now.durable_bytes, generation=now.generation))
 
 
 class Uploads:
@@ -208,8 +224,26 @@ class Uploads:
             raise Unavailable("The relay is about to stop.", retry_after_ms=_RETRY_MS)
         if upload.held >= self.flow.window:
             raise RateLimited("More chunks than the window has.", retry_after_ms=_RETRY_MS)
-        if self._waiting_bytes + size > self.flow.memory_bytes:
+        if not self._has_room(size):
+            self._make_room(size, upload)
+        if not self._has_room(size):
             raise Overloaded("Too many uploads wait for the store.", retry_after_ms=_RETRY_MS)
+
+    def _has_room(self, size: int) -> bool:
+        return self._waiting_bytes + size <= self.flow.memory_bytes
+
+    def _make_room(self, size: int, wanted_for: _Upload) -> None:
+        """End other uploads of which a part has waited for its rest for a while, the longest first."""
+        now = time.monotonic()
+        stalled = [
+            upload
+            for upload in self._uploads.values()
+            if upload is not wanted_for and upload.stalled_at is not None and now - upload.stalled_at > _PATIENCE_S
+        ]
+        for upload in sorted(stalled, key=lambda upload: upload.stalled_at or now):
+            if self._has_room(size):
+                return
+            self._end(upload, Overloaded("Others need the room of this part.", retry_after_ms=_RETRY_MS))
 
     async def _queued(self, upload: _Upload, data: bytes) -> int:
         piece = _Piece(data, asyncio.get_running_loop().create_future())
@@ -255,6 +289,8 @@ class Uploads:
             for part in stored:
                 for piece in part.pieces:
                     self._settle(piece, failure)
+            if isinstance(error, _Overtaken):
+                await self._discard(upload, stored, error)
         finally:
             for part in stored:
                 part.task.cancel()
@@ -277,11 +313,14 @@ class Uploads:
         if self._is_draining:
             raise Unavailable("The relay is about to stop.", retry_after_ms=_RETRY_MS)
         upload.more.clear()
+        upload.stalled_at = time.monotonic()
         try:
             async with asyncio.timeout(_STALL_S):
                 await upload.more.wait()
         except TimeoutError:
             raise Unavailable("The rest of a part did not come.", retry_after_ms=_RETRY_MS) from None
+        finally:
+            upload.stalled_at = None
 
     def _store_soon(self, upload: _Upload, state: str, pieces: list[_Piece]) -> _Stored:
         """Begin to write a part to the store."""
@@ -304,8 +343,7 @@ class Uploads:
         row, recorded = upload.row, await stored.task
         async with self._querying, self._database.connection() as connection:
             if not await media_store.record_part(connection, row, recorded):
-                now = await media_store.find_upload(connection, row.media_id, row.user_id)
-                raise await self._superseded(now, row.storage_url, stored.part)
+                raise _Overtaken(row, await media_store.find_upload(connection, row.media_id, row.user_id))
         upload.durable += recorded.size_bytes
         self._metrics.media_bytes["in"].inc(recorded.size_bytes)
         for piece in stored.pieces:
@@ -322,12 +360,15 @@ class Uploads:
             upload.state = kept
         return upload.state
 
-    async def _superseded(self, now: UploadRow | None, key: str, part: Part) -> RequestError:
-        """Why a part was written in vain; of an upload that is gone, it was the last trace."""
-        if now is not None and now.storage_url == key:
-            return UploadOffset(details=ErrorDetails(offset=now.durable_bytes, generation=now.generation))
-        await self._store.discard(key, part)
-        return NotFound()
+    async def _discard(self, upload: _Upload, stored: Iterable[_Stored], overtaken: "_Overtaken") -> None:
+        """Have the store forget what was written in vain; what is still being written can be forgotten only then."""
+        whole = overtaken.is_gone or upload.durable == upload.row.durable_bytes
+        await asyncio.wait([part.task for part in stored])
+        try:
+            parts = [part.part for part in stored]
+            await self._store.discard(upload.row.storage_url, upload.state or "", parts, whole=whole)
+        except StoreError:
+            return  # it goes with the upload's end
 
     def _end(self, upload: _Upload, error: RequestError) -> None:
         """Forget an upload; what waits, and is not being written, is answered with this."""
@@ -356,6 +397,8 @@ def _failure(error: Exception) -> RequestError:
     """What a client is told of whatever went wrong with its upload."""
     if isinstance(error, RequestError):
         return error
+    if isinstance(error, _Overtaken):
+        return error.answer
     if isinstance(error, StoreError):
         return unavailable()
     logger.error("media.failed", exc_info=error)

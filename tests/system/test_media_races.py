@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from orbital_protocol import frames
 from orbital_protocol.codes import ErrorCode
+from orbital_protocol.statements import MediaDeleted
 from orbital_relay.media.local import LocalStore
 from orbital_relay.store.queries import query
 from tests.files import File, begin, commit, download, send, upload, usage
-from tests.people import connected, found_group
+from tests.people import connected, found_group, says
 from tests.postgres import TestPostgres
 from tests.relays import relay_here
 from tests.stage import Stage, stage_on
@@ -186,7 +188,8 @@ async def test_files_expire_while_there_is_more_to_delete_than_the_store_deletes
         """As soon as a blob is deleted, another one is to be."""
         await delete(self, key)
         if not let.is_set():
-            await scene.stage.sql.execute("INSERT INTO blob_deletions (storage_url) VALUES ($1)", os.urandom(16).hex())
+            async with connected(scene.stage.dsn) as sql:
+                await sql.execute("INSERT INTO blob_deletions (storage_url) VALUES ($1)", os.urandom(16).hex())
 
     monkeypatch.setattr(LocalStore, "delete", endless)
     await scene.stage.sql.executemany(
@@ -201,3 +204,47 @@ async def test_files_expire_while_there_is_more_to_delete_than_the_store_deletes
                 await asyncio.sleep(0.01)
     finally:
         let.set()
+
+
+async def gone(scene: Scene) -> None:
+    """Wait until the store has deleted whatever there was to delete."""
+    async with asyncio.timeout(LIMIT_S):
+        while await scene.stage.sql.fetchval("SELECT EXISTS (SELECT FROM blob_deletions WHERE NOT is_deleted)"):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_file_that_is_deleted_while_it_is_read_is_not_a_lost_one(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = scene.file(10)
+    await upload(scene.one, file)
+    read = LocalStore.read
+
+    async def late(self: LocalStore, key: str, offset: int, length: int) -> bytes:
+        statement = await says(scene.stage.sql, scene.ann, scene.group_id, MediaDeleted, media_id=file.media_id)
+        await scene.other.ask(frames.MediaDelete, statement=statement.statement, signature=statement.signature)
+        await gone(scene)
+        return await read(self, key, offset, length)
+
+    monkeypatch.setattr(LocalStore, "read", late)
+    with capture_logs() as logged, pytest.raises(Refused, match=f"^{ErrorCode.NOT_FOUND}"):
+        await download(scene.one, file.media_id)
+    assert "media.blob.missing" not in [line["event"] for line in logged]
+
+
+async def test_an_upload_that_is_aborted_while_it_is_finished_is_not_a_lost_one(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = scene.file(10)
+    await send(scene.one, file, await begin(scene.one, file))
+    finish = LocalStore.finish
+
+    async def late(self: LocalStore, key: str, state: str, parts: Any) -> None:
+        await scene.other.ask(frames.MediaAbort, media_id=file.media_id)
+        await gone(scene)
+        await finish(self, key, state, parts)
+
+    monkeypatch.setattr(LocalStore, "finish", late)
+    with capture_logs() as logged, pytest.raises(Refused, match=f"^{ErrorCode.NOT_FOUND}"):
+        await commit(scene.one, file)
+    assert "media.blob.missing" not in [line["event"] for line in logged]

@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from orbital_relay.media.base import BlobMissing, Store, Stored, StoreError
+from orbital_relay.media.base import BlobMissing, Part, Store, Stored, StoreError
 from orbital_relay.media.guarded import GuardedStore
 from orbital_relay.metrics import Metrics
 
@@ -40,6 +40,9 @@ class Moody:
 
     async def read(self, key: str, offset: int, length: int) -> bytes:
         return await self._answer(b"bytes")
+
+    async def finish(self, key: str, state: str, parts: Sequence[Part]) -> None:
+        await self._answer(None)
 
     async def url(self, key: str, ttl_s: int) -> str | None:
         return await self._answer("url")
@@ -153,6 +156,46 @@ async def test_a_caller_who_is_cancelled_leaves_his_call_in_its_place() -> None:
         scene.inner.awake.set()
         await scene.until(calls=0)
         assert await asyncio.gather(*(scene.store.read("key", 0, 1) for _ in range(4))) == [b"bytes"] * 4
+
+
+async def test_a_blob_that_takes_long_is_put_together_once(scene: Scene) -> None:
+    scene.inner.awake.clear()
+    for _ in range(2):  # each of them gives up, and comes again
+        asking = [scene.store.finish("key", "", []) for _ in range(5)]
+        outcomes = await asyncio.gather(*asking, return_exceptions=True)
+        assert all(isinstance(outcome, StoreError) for outcome in outcomes)
+    assert (scene.inner.calls, scene.inner.began) == (1, 1)
+    other = asyncio.create_task(scene.store.finish("other", "", []))
+    await scene.until(calls=2)
+    waiting = asyncio.create_task(scene.store.finish("key", "", []))
+    scene.inner.awake.set()
+    await asyncio.gather(waiting, other)
+    assert scene.inner.began == 2
+    await scene.store.finish("key", "", [])
+    assert scene.inner.began == 3
+
+
+async def test_whoever_waits_for_the_same_blob_hears_the_same(scene: Scene) -> None:
+    scene.inner.error = BlobMissing("not there")
+    outcomes = await asyncio.gather(*(scene.store.finish("key", "", []) for _ in range(2)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [BlobMissing] * 2
+    assert scene.inner.began == 1
+    scene.inner.awake.clear()
+    with pytest.raises(StoreError, match="in time"):
+        await scene.store.finish("key", "", [])
+    scene.inner.error = StoreError("too late, and nobody hears it")
+    scene.inner.awake.set()
+    await scene.until(calls=0)
+
+
+async def test_blobs_that_wait_for_a_place_end_with_the_store(scene: Scene) -> None:
+    scene.inner.awake.clear()
+    finishing = [asyncio.create_task(scene.store.finish(str(number), "", [])) for number in range(5)]
+    await scene.until(calls=2)
+    await scene.store.close()
+    for outcome in await asyncio.gather(*finishing, return_exceptions=True):
+        assert isinstance(outcome, StoreError)
+    assert scene.inner.began == 2
 
 
 async def test_coming_and_going_are_logged_once(scene: Scene) -> None:
