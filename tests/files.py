@@ -123,16 +123,17 @@ async def download(talk: Talk, media_id: bytes, *, length: int = CHUNK) -> bytes
 
 async def usage(sql: Connection, group_id: bytes) -> tuple[int, int]:
     """Bytes and files that count against a group's quota; they are those of its files and uploads."""
-    used = await sql.fetchrow("SELECT total_bytes, media_count FROM group_quotas WHERE group_id = $1", group_id)
-    there = await sql.fetchrow(
-        "SELECT coalesce(sum(size_bytes), 0)::BIGINT, count(*)::INTEGER FROM"
+    row = await sql.fetchrow(  # one statement: files come and go
+        "SELECT q.total_bytes, q.media_count, coalesce(sum(f.size_bytes), 0)::BIGINT, count(f.size_bytes)::INTEGER"
+        " FROM group_quotas q LEFT JOIN"
         " (SELECT group_id, size_bytes FROM media UNION ALL SELECT group_id, size_bytes FROM uploads) f"
-        " WHERE group_id = $1",
+        " USING (group_id) WHERE group_id = $1 GROUP BY q.group_id",
         group_id,
     )
-    assert used is not None and there is not None
-    assert tuple(used) == tuple(there)
-    return used[0], used[1]
+    assert row is not None
+    total_bytes, media_count, *there = row
+    assert [total_bytes, media_count] == there
+    return total_bytes, media_count
 
 
 def stored(folder: Path) -> set[str]:
