@@ -117,12 +117,12 @@ class Reclaimer:
 
     async def _delete_blobs(self) -> int:
         async with self._database.connection() as connection:
-            keys = await media_store.list_blob_deletions(connection, _BATCH)
-        for key in keys:
-            await self._delete_blob(key)
-        return len(keys)
+            due = await media_store.list_blob_deletions(connection, _BATCH)
+        for key, was_deleted in due:
+            await self._delete_blob(key, is_last_time=was_deleted)
+        return len(due)
 
-    async def _delete_blob(self, key: str) -> None:
+    async def _delete_blob(self, key: str, *, is_last_time: bool) -> None:
         try:
             await self._store.delete(key)
         except StoreError:
@@ -130,4 +130,7 @@ class Reclaimer:
                 await media_store.postpone_blob_deletion(connection, key, _POSTPONED_S)
             raise
         async with self._database.connection() as connection:
-            await media_store.forget_blob(connection, key, _SECOND_LOOK_S)
+            if is_last_time:
+                await media_store.forget_blob(connection, key)
+            else:  # another relay may be just as far: that counts as one time
+                await media_store.set_blob_deleted(connection, key, _SECOND_LOOK_S)

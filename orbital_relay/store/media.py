@@ -33,6 +33,7 @@ _SWEEP_UPLOADS: Final = query("sweep_uploads")
 _EXPIRE: Final = query("expire_media")
 _LIST_DELETIONS: Final = query("list_blob_deletions")
 _POSTPONE: Final = query("postpone_blob_deletion")
+_SET_DELETED: Final = query("set_blob_deleted")
 _FORGET: Final = query("forget_blob")
 _COUNT: Final = query("count_media_rows")
 
@@ -339,9 +340,9 @@ async def expire(
     return [relay_event(row) for row in await connection.fetch(_EXPIRE, relay_hex, media_ids, limit)]
 
 
-async def list_blob_deletions(connection: Connection, limit: int) -> list[str]:
-    """Some blobs that the store is to delete."""
-    return [row[0] for row in await connection.fetch(_LIST_DELETIONS, limit)]
+async def list_blob_deletions(connection: Connection, limit: int) -> list[tuple[str, bool]]:
+    """Some blobs that the store is to delete, and whether it has deleted them before."""
+    return [(row[0], row[1]) for row in await connection.fetch(_LIST_DELETIONS, limit)]
 
 
 async def postpone_blob_deletion(connection: Connection, storage_url: str, wait_s: float) -> None:
@@ -349,9 +350,14 @@ async def postpone_blob_deletion(connection: Connection, storage_url: str, wait_
     await connection.execute(_POSTPONE, storage_url, wait_s)
 
 
-async def forget_blob(connection: Connection, storage_url: str, wait_s: float) -> None:
-    """This blob is deleted; another look is due after a while, and then it is forgotten."""
-    await connection.execute(_FORGET, storage_url, wait_s)
+async def set_blob_deleted(connection: Connection, storage_url: str, wait_s: float) -> None:
+    """The store has deleted this blob; it is to do so again after a while."""
+    await connection.execute(_SET_DELETED, storage_url, wait_s)
+
+
+async def forget_blob(connection: Connection, storage_url: str) -> None:
+    """This blob has been deleted for good."""
+    await connection.execute(_FORGET, storage_url)
 
 
 async def depends_on_store(connection: Connection) -> bool:

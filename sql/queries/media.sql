@@ -124,20 +124,20 @@ DELETE FROM uploads WHERE media_id IN (
 AND updated_at < clock_timestamp() - $2::DOUBLE PRECISION * INTERVAL '1 second';
 
 -- name: list_blob_deletions(limit)
-SELECT storage_url FROM blob_deletions WHERE due_at <= clock_timestamp() ORDER BY due_at LIMIT $1;
+SELECT storage_url, is_deleted FROM blob_deletions WHERE due_at <= clock_timestamp() ORDER BY due_at LIMIT $1;
 
 -- The store would not have it deleted: later again, and meanwhile others.
 -- name: postpone_blob_deletion(storage_url, wait_s)
 UPDATE blob_deletions SET due_at = clock_timestamp() + $2::DOUBLE PRECISION * INTERVAL '1 second' WHERE storage_url = $1;
 
--- It is deleted: look again after a while, and then forget it.
--- name: forget_blob(storage_url, wait_s)
-WITH again AS (
-    UPDATE blob_deletions
-    SET is_deleted = TRUE, due_at = clock_timestamp() + $2::DOUBLE PRECISION * INTERVAL '1 second'
-    WHERE storage_url = $1 AND NOT is_deleted
-)
-DELETE FROM blob_deletions WHERE storage_url = $1 AND is_deleted;
+-- It is deleted: look again after a while.
+-- name: set_blob_deleted(storage_url, wait_s)
+UPDATE blob_deletions
+SET is_deleted = TRUE, due_at = clock_timestamp() + $2::DOUBLE PRECISION * INTERVAL '1 second' WHERE storage_url = $1;
+
+-- It was deleted once more, after that while.
+-- name: forget_blob(storage_url)
+DELETE FROM blob_deletions WHERE storage_url = $1;
 
 -- name: count_media_rows()
 SELECT (SELECT count(*) FROM media) + (SELECT count(*) FROM uploads)

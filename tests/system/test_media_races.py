@@ -248,3 +248,31 @@ async def test_an_upload_that_is_aborted_while_it_is_finished_is_not_a_lost_one(
     with capture_logs() as logged, pytest.raises(Refused, match=f"^{ErrorCode.NOT_FOUND}"):
         await commit(scene.one, file)
     assert "media.blob.missing" not in [line["event"] for line in logged]
+
+
+async def test_two_relays_that_delete_a_blob_at_once_have_looked_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a request that was given up leaves behind is found by the second look, after a while."""
+    key, next_one = "a" * 32, "b" * 32
+    meeting, met = asyncio.Barrier(2), asyncio.Event()
+    delete = LocalStore.delete
+    noted = "SELECT is_deleted FROM blob_deletions WHERE storage_url = $1"
+
+    async def together(self: LocalStore, deleted: str) -> None:
+        place = await meeting.wait() if deleted in (key, next_one) else None
+        if deleted == next_one:
+            met.set()  # both have done with the first one
+        await delete(self, deleted)
+        while deleted == key and place == 0 and not await scene.stage.sql.fetchval(noted, key):
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(LocalStore, "delete", together)
+    async with relay_here(scene.stage.dsn, media_sweep_ms=50), asyncio.timeout(LIMIT_S):
+        for blob in (key, next_one):
+            await scene.stage.sql.execute("INSERT INTO blob_deletions (storage_url) VALUES ($1)", blob)
+        await met.wait()
+        due = await scene.stage.sql.fetchrow(
+            "SELECT is_deleted, due_at > now() + INTERVAL '1 minute' FROM blob_deletions WHERE storage_url = $1", key
+        )
+        assert due is not None and tuple(due) == (True, True)
