@@ -269,7 +269,7 @@ class Settings(Limits):
     ] = 5_242_880
     s3_url_ttl_s: Annotated[int, _about("life of a presigned URL; 0: clients get none", 0, 604_800)] = 300
     s3_cache_bytes: Annotated[int, _about("bytes that were read ahead of downloads, of all files", 0, 2**36)] = (
-        16_777_216
+        18_874_368
     )
     media_timeout_s: Annotated[float, _about("limit for one request to the store of files", 0.05, 600)] = 15
     media_concurrency: Annotated[int, _about("requests to the store of files at once", 1, 1_000)] = 8

@@ -6,11 +6,11 @@ A blob is whole and durable before it has its name, so that whatever breaks off 
 again; whatever finishes the same blob at the same time, here or at another relay, works on a file of its own.
 """
 
+import _thread
 import asyncio
 import os
 import re
 import secrets
-import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -105,7 +105,7 @@ class LocalStore(Store):
         answer: Future[T] = Future()
         answer.set_running_or_notify_cancel()  # whoever gives up waiting takes nothing away from the thread
         try:
-            threading.Thread(target=_work, args=(answer, function, arguments), name="media", daemon=True).start()
+            _thread.start_new_thread(_work, (answer, function, arguments))
             return await asyncio.wrap_future(answer)
         except OSError as error:
             raise StoreError(f"{self._folder}: {os.strerror(error.errno or 0)}") from error

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from orbital_relay.media.base import StoreError
 
-BLOCK_BYTES: Final = 2 * 1024 * 1024
+BLOCK_BYTES: Final = 3 * 1024 * 1024
 
 
 class ReadAhead:
