@@ -47,12 +47,12 @@ class Doom:
 
 
 def doom_files(doom: Doom) -> None:
-    """Steps around what the threads of the store ask of the file system."""
+    """Steps around what the store asks of the file system, which it does in threads."""
 
     def wrapped(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
         def stepping(*arguments: Any, **named: Any) -> Any:
-            if not threading.current_thread().name.startswith("media"):
+            if threading.current_thread() is threading.main_thread():
                 return call(*arguments, **named)
             doom.reach(f"before {name}")
             answer = call(*arguments, **named)

@@ -319,7 +319,7 @@ async def test_large_answers_to_who_reads_none_are_made_one_by_one(
             while await relay.metric("orbital_slow_consumers_total") == cut_before:
                 most_bytes = max(most_bytes, await relay.metric("orbital_outbox_bytes"))
                 await asyncio.sleep(0.02)
-        assert most_bytes < 800_000, "one answer has half a megabyte"
+        assert most_bytes < 1_100_000, "two answers: one in the transport, one behind it, half a megabyte each"
 
 
 async def test_large_answers_all_come_to_who_reads_again(relay: RunningRelay, stage: Stage, ann: Person) -> None:
