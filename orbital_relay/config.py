@@ -498,7 +498,7 @@ def _is_loopback(host: str) -> bool:
 def _from_flags(flags: Mapping[str, object], problems: list[str]) -> dict[str, _Given]:
     given = {}
     for key, value in flags.items():
-        source = f"flag --{key.replace('_', '-')}"
+        source = "command line"
         if key not in _fields():
             problems.append(f"{_unknown(key, _fields())} ({source})")
         elif value is not None:

@@ -33,7 +33,8 @@ class Root:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Make the folder, if it isn't there, and open it. It may be a link: it is the operator who names it."""
-        folder.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_DIRECTORY)
+        with suppress(FileExistsError):  # what is no folder can't be opened as one
+            folder.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_DIRECTORY)
         return cls(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
     def __del__(self) -> None:

@@ -84,6 +84,7 @@ class Life:
     durable: int = 0
     committed: set[bytes] = field(default_factory=set)
     deleted: set[bytes] = field(default_factory=set)
+    asked_to_delete: set[bytes] = field(default_factory=set)
 
     @property
     def stage(self) -> Stage:
@@ -114,6 +115,7 @@ class Life:
 
     async def _delete(self, talk: Talk, file: File) -> None:
         signed = await says(self.stage.sql, self.ann, self.group_id, MediaDeleted, media_id=file.media_id)
+        self.asked_to_delete.add(file.media_id)
         await talk.ask(frames.MediaDelete, statement=signed.statement, signature=signed.signature)
         self.deleted.add(file.media_id)
 
@@ -143,7 +145,9 @@ class Life:
             await self.swept()
             await self._check_audit()
             there = await self.there()
-            assert self.committed - self.deleted <= {file.media_id for file in there} | await self._expiring()
+            ids = {file.media_id for file in there}
+            assert not ids & self.deleted
+            assert self.committed - self.asked_to_delete - await self._expiring() <= ids
             async with talking(url, await self.stage.token(self.ann)) as talk:
                 for file in there:
                     assert await download(talk, file.media_id) == file.data

@@ -70,7 +70,7 @@ def test_each_source_gives_way_to_the_one_above() -> None:
     where = sources(settings)
     assert where["lanes"] == "my.toml"
     assert where["max_batch"] == "environment ORBITAL_MAX_BATCH"
-    assert where["lane_queue"] == "flag --lane-queue"
+    assert where["lane_queue"] == "command line"
     assert where["listen_port"] == "default"
 
 
@@ -250,7 +250,7 @@ def test_unknown_keys_of_the_file_are_refused() -> None:
 
 
 def test_unknown_flags_are_refused() -> None:
-    assert problems(flags={"lane": 2}) == ["lane is not a setting; did you mean lanes? (flag --lane)"]
+    assert problems(flags={"lane": 2}) == ["lane is not a setting; did you mean lanes? (command line)"]
 
 
 def test_other_variables_are_none_of_our_business() -> None:
