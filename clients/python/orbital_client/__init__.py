@@ -10,7 +10,7 @@ outgoing    what is uploaded, kept until it is durable   sealing     the seam fo
 transfers   how much of files is on its way at once      links       invite links
 bookmarks   how far the application has read             stores      where tokens and cursors are kept
 files       private files, replaced whole                backoff     how long to wait
-errors      all that is raised
+errors      all that is raised                           crypto      what is sealed under which key, as pure functions
 """
 
 from orbital_client.client import Client

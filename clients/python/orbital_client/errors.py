@@ -15,6 +15,13 @@ OrbitalError
 ├── ClientClosed             the client was closed, or nobody has signed in yet
 ├── BadAnswer                the relay sent what the protocol doesn't allow
 ├── MediaCorrupt             a file's bytes are not those that were posted
+├── CannotOpen               sealed bytes can't be opened
+│   ├── UnknownVersion       they are of a version that this client doesn't know: update it
+│   ├── BadSeal              sealed under another key or for another place, or altered since
+│   ├── ForgedAuthor         whoever is named as the author has not signed it
+│   ├── WrongKey             a key that is not the one the group's log commits to
+│   ├── WrongPassphrase      the passphrase doesn't open the backup
+│   └── Malformed            they are not what such bytes must be
 ├── AdmissionNeeded          an invite link must be answered by an admin: knock
 └── LogBroken                a group's log is not what this client has seen of it; the client stops following it
     ├── ChainBroken          an event is missing, altered or out of order
@@ -103,6 +110,34 @@ class MediaCorrupt(OrbitalError):
     def __init__(self, media_id: bytes) -> None:
         super().__init__(f"the bytes of file {media_id.hex()} are not those that were posted")
         self.media_id = media_id
+
+
+class CannotOpen(OrbitalError):
+    """Sealed bytes can't be opened. The message is for people; it has nothing of what was sealed."""
+
+
+class UnknownVersion(CannotOpen):
+    """Sealed in a version that this client doesn't know: a newer client may."""
+
+
+class BadSeal(CannotOpen):
+    """Sealed under another key or for another place, or altered since."""
+
+
+class ForgedAuthor(CannotOpen):
+    """Whoever is named as the author has not signed it."""
+
+
+class WrongKey(CannotOpen):
+    """A key that is not the one that the group's log commits to."""
+
+
+class WrongPassphrase(CannotOpen):
+    """The passphrase doesn't open the backup of the user's keys."""
+
+
+class Malformed(CannotOpen):
+    """The bytes are not what such bytes must be."""
 
 
 class AdmissionNeeded(OrbitalError):

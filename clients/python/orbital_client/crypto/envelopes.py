@@ -1,0 +1,106 @@
+"""Envelopes: what a member writes, signed, padded to a bucket, and sealed for one place in one group.
+
+`0x01 ‖ nonce 12 ‖ AES-256-GCM(signature 64 ‖ length u32 ‖ content ‖ zeros) ‖ tag 16`. Moved elsewhere it does not open;
+sealed by another member, its signature shows.
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from orbital_client.crypto import primitives
+from orbital_client.crypto.groupkeys import GroupKey
+from orbital_client.errors import ForgedAuthor, Malformed
+from orbital_protocol import ZERO_ID
+from orbital_protocol.statements import verify_raw
+
+BUCKETS: Final = (256, 1_024, 4_096, 16_384, 65_536)
+"""Bytes of a plaintext: an envelope says no more of its content's length than which of these it needs."""
+
+HEAD_BYTES: Final = 64 + 4
+MAX_CONTENT_BYTES: Final = BUCKETS[-1] - HEAD_BYTES
+PLACE_PREFIX: Final = b"orbital.v1"
+CONTENT_PREFIX: Final = b"orbital.v1.content\0"
+
+
+class Field(IntEnum):
+    """Which field of an event, or of a frame, an envelope is."""
+
+    TITLE = 1
+    BODY = 2
+    NAME = 3
+    METADATA = 4
+    SIGNAL = 5
+
+
+NO_KIND: Final = 0
+"""The kind of what is no event: a group's name, a signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an envelope belongs. Ids that a kind has not are zeros."""
+
+    kind: int
+    field: Field
+    group_id: bytes
+    author_id: bytes
+    epoch: int
+    object_id: bytes = ZERO_ID
+    parent_id: bytes = ZERO_ID
+
+    @property
+    def aad(self) -> bytes:
+        """`"orbital.v1" ‖ kind u8 ‖ field u8 ‖ group ‖ parent ‖ object ‖ author ‖ epoch u32`: 80 bytes."""
+        return b"".join(
+            (
+                PLACE_PREFIX,
+                bytes((self.kind, self.field)),
+                self.group_id,
+                self.parent_id,
+                self.object_id,
+                self.author_id,
+                self.epoch.to_bytes(4, "big"),
+            )
+        )
+
+
+def seal(
+    key: GroupKey, place: Place, content: bytes, signing: Ed25519PrivateKey, *, nonce: bytes | None = None
+) -> bytes:
+    """Sign a content, pad it, and seal it. Raises ValueError for more than MAX_CONTENT_BYTES."""
+    if len(content) > MAX_CONTENT_BYTES:
+        raise ValueError(f"{len(content)} bytes are more than the {MAX_CONTENT_BYTES} that an envelope holds")
+    aad = place.aad
+    filled = HEAD_BYTES + len(content)
+    bucket = BUCKETS[bisect_left(BUCKETS, filled)]
+    plaintext = b"".join(
+        (signing.sign(CONTENT_PREFIX + aad + content), len(content).to_bytes(4, "big"), content, bytes(bucket - filled))
+    )
+    return primitives.seal(key.content_key(place.kind, place.author_id), plaintext, aad, nonce=nonce)
+
+
+def unseal(key: GroupKey, place: Place, envelope: bytes, author_key: bytes) -> bytes:
+    """The content, which the holder of this Ed25519 key has signed for this place.
+
+    Raises UnknownVersion, BadSeal, Malformed where it isn't padded as it must be, and ForgedAuthor.
+    """
+    aad = place.aad
+    plaintext = primitives.unseal(key.content_key(place.kind, place.author_id), envelope, aad)
+    content = _unpadded(plaintext)
+    if not verify_raw(CONTENT_PREFIX + aad + content, plaintext[:64], author_key):
+        raise ForgedAuthor("whoever is said to have written this has not signed it")
+    return content
+
+
+def _unpadded(plaintext: bytes) -> bytes:
+    """The content of a bucket that is the smallest one for it, and otherwise zeros."""
+    if len(plaintext) not in BUCKETS:
+        raise Malformed("an envelope of a size that there is not")
+    end = HEAD_BYTES + int.from_bytes(plaintext[64:HEAD_BYTES], "big")
+    if end > len(plaintext) or BUCKETS[bisect_left(BUCKETS, end)] != len(plaintext) or plaintext[end:].strip(b"\0"):
+        raise Malformed("an envelope that is not padded as it must be")
+    return plaintext[HEAD_BYTES:end]
