@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orbital_client import Client, Disconnected, Event, Group, Identity, Kind, Reconnected
+from orbital_client.wire import Client, Disconnected, Event, Group, Identity, Kind, Reconnected
 
 LIMIT_S = 60
 MIB = 1024 * 1024

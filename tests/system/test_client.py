@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from orbital_client import (
+from orbital_client.wire import (
     ChainFork,
     Client,
     Closed,
@@ -425,7 +425,7 @@ async def test_two_who_change_the_group_at_once_both_succeed(migrated_database: 
 async def test_a_slow_reader_misses_nothing_and_stays_connected(
     migrated_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orbital_client.feed._PAUSE_S", 0.05)
+    monkeypatch.setattr("orbital_client.wire.feed._PAUSE_S", 0.05)
     async with (
         running_relay(migrated_database) as relay,
         signed_up(relay.url, "ann") as (ann,),

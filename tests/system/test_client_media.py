@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from orbital_client import (
+from orbital_client.wire import (
     BadRequest,
     Client,
     ErrorCode,

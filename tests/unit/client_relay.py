@@ -18,8 +18,8 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from orbital_client import Client, Identity, Item, uuid7
-from orbital_client.backoff import Backoff
+from orbital_client.wire import Client, Identity, Item, uuid7
+from orbital_client.wire.backoff import Backoff
 from orbital_protocol import SUBPROTOCOL, ZERO_HASH, ZERO_ID, chain, statements
 from orbital_protocol.codec import decode_request, encode, split
 from orbital_protocol.codes import Kind

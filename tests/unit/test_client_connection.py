@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 import pytest
 from msgspec.structs import replace
 
-from orbital_client import BadAnswer, BadRequest, Closed, ConnectionLost, ErrorCode, NotFound, RequestFailed
-from orbital_client.connection import Connection, NotSent
 from orbital_client.errors import failure
+from orbital_client.wire import BadAnswer, BadRequest, Closed, ConnectionLost, ErrorCode, NotFound, RequestFailed
+from orbital_client.wire.connection import Connection, NotSent
 from orbital_protocol.codec import encode, split
 from orbital_protocol.codes import CloseCode
 from orbital_protocol.frames import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from orbital_client import (
+from orbital_client.wire import (
     ChainBroken,
     ChainFork,
     Client,
@@ -27,8 +27,8 @@ from orbital_client import (
     Signal,
     uuid7,
 )
-from orbital_client.feed import Feed
-from orbital_client.following import Following
+from orbital_client.wire.feed import Feed
+from orbital_client.wire.following import Following
 from orbital_protocol import chain
 from orbital_protocol.frames import (
     Error,
@@ -347,7 +347,7 @@ async def test_a_subscription_that_starts_too_late_is_found_out() -> None:
 
 
 async def test_a_relay_that_has_events_and_sends_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orbital_client.session._LOOK_S", 0.05)
+    monkeypatch.setattr("orbital_client.wire.session._LOOK_S", 0.05)
     async with fake_relay() as relay:
         log = relay.add_log()
         async with registered(relay) as client:
@@ -359,7 +359,7 @@ async def test_a_relay_that_has_events_and_sends_none_is_left(monkeypatch: pytes
 
 
 async def test_a_relay_that_sends_events_slowly_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orbital_client.session._LOOK_S", 0.02)
+    monkeypatch.setattr("orbital_client.wire.session._LOOK_S", 0.02)
     async with fake_relay() as relay:
         log = relay.add_log()
         async with registered(relay) as client:
@@ -380,7 +380,7 @@ async def test_a_relay_that_sends_events_slowly_is_not_left(monkeypatch: pytest.
 async def test_a_full_inbox_ends_the_subscriptions_and_they_go_on_without_a_hole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("orbital_client.feed._PAUSE_S", 0.02)
+    monkeypatch.setattr("orbital_client.wire.feed._PAUSE_S", 0.02)
     async with fake_relay() as relay:
         log = relay.add_log()
         async with registered(relay, buffer_bytes=3000) as client:
@@ -455,7 +455,7 @@ def test_a_subscription_is_not_made_again_before_it_has_ended() -> None:
 
 
 async def test_the_inbox_holds_no_more_than_its_bound_and_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orbital_client.feed._PAUSE_S", 0.01)
+    monkeypatch.setattr("orbital_client.wire.feed._PAUSE_S", 0.01)
     async with fake_relay() as relay:
         log = relay.add_log()
         async with registered(relay, buffer_bytes=5000) as client:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from orbital_client import (
+from orbital_client.wire import (
     NO_KEY,
     AdmissionNeeded,
     BadAnswer,
@@ -358,7 +358,7 @@ async def test_followed_events_keep_the_ledger_up_to_date() -> None:
 
 
 async def test_a_group_far_ahead_is_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orbital_client.control._FAR_BEHIND", 10)
+    monkeypatch.setattr("orbital_client.wire.control._FAR_BEHIND", 10)
     async with in_group(BOB, CLEO, follow=False) as (theirs, client, group):
         await soon(group.update(b"one"))
         owner = client.identity

@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from orbital_client import Cursor, FileCursors, FileTokens, Identity, InviteLink, thumbprint, uuid7
 from orbital_client.files import replace_file
+from orbital_client.wire import Cursor, FileCursors, FileTokens, Identity, InviteLink, thumbprint, uuid7
 from orbital_protocol import ZERO_HASH
 from orbital_protocol.frames import PublicKey
 from tests.unit.client_relay import identity

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from orbital_client import ChainBroken, Cursor, Event, Identity, Kind, Role, statement_of, uuid7
-from orbital_client.ledger import Chain, Ledger, Roster, roster_after
+from orbital_client.wire import ChainBroken, Cursor, Event, Identity, Kind, Role, statement_of, uuid7
+from orbital_client.wire.ledger import Chain, Ledger, Roster, roster_after
 from orbital_protocol import ZERO_HASH, ZERO_ID, chain, statements
 from orbital_protocol.frames import SignedStatement
 from orbital_protocol.statements import (

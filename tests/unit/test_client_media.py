@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from orbital_client import (
+from orbital_client.wire import (
     BadAnswer,
     BadRequest,
     ErrorCode,
@@ -24,8 +24,8 @@ from orbital_client import (
     TryLater,
     uuid7,
 )
-from orbital_client.outgoing import Outgoing
-from orbital_client.sealing import Plain
+from orbital_client.wire.outgoing import Outgoing
+from orbital_client.wire.sealing import Plain
 from orbital_protocol import chain
 from orbital_protocol.frames import (
     Error,
@@ -218,7 +218,7 @@ async def with_media(limits: Any = LIMITS, **options: Any) -> AsyncIterator[tupl
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orbital_client.uploads.Backoff", at_once)
+    monkeypatch.setattr("orbital_client.wire.uploads.Backoff", at_once)
 
 
 async def pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
@@ -276,7 +276,7 @@ async def test_chunks_begin_small_and_grow_while_answers_come_quickly() -> None:
 
 
 async def test_chunks_stay_small_on_a_slow_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orbital_client.transfers._QUICK_S", -1)
+    monkeypatch.setattr("orbital_client.wire.transfers._QUICK_S", -1)
     async with with_media() as (theirs, group):
         await up(group, content(3_000_000))
         assert set(theirs.chunk_sizes[:-1]) == {SEGMENT_BYTES}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from orbital_client import (
+from orbital_client.wire import (
     AccountRefused,
     Client,
     ClientClosed,
@@ -25,7 +25,7 @@ from orbital_client import (
     TryLater,
     uuid7,
 )
-from orbital_client.backoff import Backoff
+from orbital_client.wire.backoff import Backoff
 from orbital_protocol.codes import CloseCode
 from orbital_protocol.frames import (
     AccountDelete,

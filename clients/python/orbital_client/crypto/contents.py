@@ -150,7 +150,8 @@ def body(raw: bytes) -> Body:
 
 def act(raw: bytes) -> AnyAct:
     """Raises also UnknownVersion for an act that this client does not know."""
-    return _decode(_act, raw)
+    act: AnyAct = _decode(_act, raw)
+    return act
 
 
 def file(raw: bytes) -> File:
@@ -163,7 +164,8 @@ def name(raw: bytes) -> Name:
 
 def signal(raw: bytes) -> AnySignal:
     """Raises also UnknownVersion for a signal that this client does not know."""
-    return _decode(_signal, raw)
+    signal: AnySignal = _decode(_signal, raw)
+    return signal
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[C], raw: bytes) -> C:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from orbital_client.stores import CursorStore
+from orbital_client.wire.stores import CursorStore
 from orbital_protocol.frames import Cursor
 
 log = logging.getLogger("orbital_client")

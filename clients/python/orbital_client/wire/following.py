@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from orbital_client.errors import ChainBroken, ChainFork, FutureCursor, LogBroken
-from orbital_client.ledger import Chain
+from orbital_client.wire.ledger import Chain
 from orbital_protocol.frames import Cursor, Event, Live, SubscribedGroup, SubscribeGroup
 
 

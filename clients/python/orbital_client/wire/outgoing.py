@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from orbital_client.errors import BadAnswer
-from orbital_client.sealing import Sealing, count_segments
+from orbital_client.wire.sealing import Sealing, count_segments
 from orbital_protocol.media import SEGMENT_BYTES, Root
 
 Source = str | os.PathLike[str] | bytes | AsyncIterable[bytes]

@@ -11,12 +11,12 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Final
 
-from orbital_client.bookmarks import Bookmarks
-from orbital_client.connection import Closure, Connection
 from orbital_client.errors import ChainBroken, ClientClosed, LogBroken, RequestFailed, TryLater
-from orbital_client.following import Following
-from orbital_client.inbox import Disconnected, Inbox, Item, Reconnected
-from orbital_client.session import Ask
+from orbital_client.wire.bookmarks import Bookmarks
+from orbital_client.wire.connection import Closure, Connection
+from orbital_client.wire.following import Following
+from orbital_client.wire.inbox import Disconnected, Inbox, Item, Reconnected
+from orbital_client.wire.session import Ask
 from orbital_protocol.codes import Kind
 from orbital_protocol.frames import (
     Cursor,

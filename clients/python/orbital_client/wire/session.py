@@ -12,8 +12,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol, TypeVar
 
-from orbital_client.backoff import Backoff
-from orbital_client.connection import Closure, Connection, NotSent
 from orbital_client.errors import (
     BadAnswer,
     ClientClosed,
@@ -25,7 +23,9 @@ from orbital_client.errors import (
     RequestTimeout,
     TryLater,
 )
-from orbital_client.stores import Tokens, TokenStore
+from orbital_client.wire.backoff import Backoff
+from orbital_client.wire.connection import Closure, Connection, NotSent
+from orbital_client.wire.stores import Tokens, TokenStore
 from orbital_protocol.codes import CloseCode
 from orbital_protocol.frames import (
     AccountDelete,

@@ -8,12 +8,12 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
-from orbital_client.control import Relay
 from orbital_client.errors import BadAnswer, MediaCorrupt
 from orbital_client.files import replacement
-from orbital_client.sealing import Sealing, count_segments
-from orbital_client.transfers import PATIENCE_S, Pace
-from orbital_client.uploads import Progress
+from orbital_client.wire.control import Relay
+from orbital_client.wire.sealing import Sealing, count_segments
+from orbital_client.wire.transfers import PATIENCE_S, Pace
+from orbital_client.wire.uploads import Progress
 from orbital_protocol.frames import Media, MediaRead, MediaReadOk
 from orbital_protocol.media import SEGMENT_BYTES, Root
 

@@ -6,18 +6,18 @@ from hashlib import sha256
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from orbital_client.backoff import Backoff
-from orbital_client.bookmarks import Bookmarks
-from orbital_client.control import with_roster
 from orbital_client.errors import AdmissionNeeded, BadAnswer, ClientClosed, NotFound, OutOfDate
-from orbital_client.feed import Feed
-from orbital_client.groups import NO_KEY, Group
 from orbital_client.identity import Identity, uuid7
-from orbital_client.inbox import Item
 from orbital_client.links import InviteLink
-from orbital_client.session import Session
-from orbital_client.stores import CursorStore, MemoryCursors, MemoryTokens, TokenStore
-from orbital_client.transfers import Places
+from orbital_client.wire.backoff import Backoff
+from orbital_client.wire.bookmarks import Bookmarks
+from orbital_client.wire.control import with_roster
+from orbital_client.wire.feed import Feed
+from orbital_client.wire.groups import NO_KEY, Group
+from orbital_client.wire.inbox import Item
+from orbital_client.wire.session import Session
+from orbital_client.wire.stores import CursorStore, MemoryCursors, MemoryTokens, TokenStore
+from orbital_client.wire.transfers import Places
 from orbital_protocol import ZERO_HASH
 from orbital_protocol.codes import ErrorCode, History, Kind
 from orbital_protocol.frames import (

@@ -10,16 +10,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from orbital_client.control import Control, Relay
-from orbital_client.downloads import download, read_stored
 from orbital_client.errors import BadAnswer, OutOfDate
 from orbital_client.identity import thumbprint, uuid7
-from orbital_client.ledger import Chain, Ledger
 from orbital_client.links import InviteLink
-from orbital_client.outgoing import Outgoing, Source, size_of
-from orbital_client.sealing import Plain, Sealing
-from orbital_client.transfers import PATIENCE_S
-from orbital_client.uploads import Metadata, Place, PostedMedia, Progress, Upload
+from orbital_client.wire.control import Control, Relay
+from orbital_client.wire.downloads import download, read_stored
+from orbital_client.wire.ledger import Chain, Ledger
+from orbital_client.wire.outgoing import Outgoing, Source, size_of
+from orbital_client.wire.sealing import Plain, Sealing
+from orbital_client.wire.transfers import PATIENCE_S
+from orbital_client.wire.uploads import Metadata, Place, PostedMedia, Progress, Upload
 from orbital_protocol import ZERO_HASH, ZERO_ID, chain
 from orbital_protocol.codes import Kind, Role
 from orbital_protocol.frames import (

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from orbital_client.errors import OutOfDate
 from orbital_client.identity import Identity, thumbprint, uuid7
-from orbital_client.ledger import Ledger, Roster, roster_after
-from orbital_client.transfers import Places
+from orbital_client.wire.ledger import Ledger, Roster, roster_after
+from orbital_client.wire.transfers import Places
 from orbital_protocol import ZERO_HASH
 from orbital_protocol.codes import ErrorCode
 from orbital_protocol.frames import (

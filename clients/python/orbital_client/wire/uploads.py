@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from orbital_client.backoff import Backoff
-from orbital_client.control import Relay
 from orbital_client.errors import (
     BadAnswer,
     BadRequest,
@@ -18,8 +16,10 @@ from orbital_client.errors import (
     RequestTimeout,
     TryLater,
 )
-from orbital_client.outgoing import Outgoing
-from orbital_client.transfers import Pace
+from orbital_client.wire.backoff import Backoff
+from orbital_client.wire.control import Relay
+from orbital_client.wire.outgoing import Outgoing
+from orbital_client.wire.transfers import Pace
 from orbital_protocol import chain
 from orbital_protocol.codes import ErrorCode
 from orbital_protocol.frames import (
