@@ -7,6 +7,7 @@ from typing import Final
 from joserfc.errors import JoseError
 from joserfc.jwk import RSAKey
 
+from orbital_protocol import points
 from orbital_protocol.frames import ErrorDetails, PublicKey
 from orbital_relay.errors import BadArgument
 
@@ -60,22 +61,7 @@ def _refused(field: str, what: str) -> BadArgument:
     return BadArgument(f"{field} {what}.", details=ErrorDetails(field=field))
 
 
-# Edwards25519, RFC 8032: -x² + y² = 1 + d·x²·y² modulo p. A key is y, with the lowest bit of x above it.
-_P: Final = 2**255 - 19
-_D: Final = -121665 * pow(121666, -1, _P) % _P
-_SIGN: Final = 1 << 255
-_ORDER_8: Final = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
-_SMALL_ORDER: Final = frozenset({1, _P - 1, 0, _ORDER_8, _P - _ORDER_8})
-"""The y of the eight points whose order divides 8: signatures by them verify for messages that nobody signed."""
-
-
 def check_signing_key(key: bytes, field: str = "signing_key") -> None:
     """Raise BadArgument unless these are the 32 bytes of an Ed25519 key in its one encoding, and not of small order."""
-    y = int.from_bytes(key, "little") & ~_SIGN
-    if y >= _P:
-        raise _refused(field, "is not in its one encoding")
-    if y in _SMALL_ORDER:
-        raise _refused(field, "is of small order")
-    x_squared = (y * y - 1) * pow(_D * y * y + 1, -1, _P) % _P
-    if pow(x_squared, (_P - 1) // 2, _P) != 1:
-        raise _refused(field, "is no point of the curve")
+    if what := points.flaw(key):
+        raise _refused(field, what)

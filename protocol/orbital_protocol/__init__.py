@@ -5,6 +5,9 @@ frames      one typed struct per frame, and the table of requests and their answ
 codec       bytes to frames and back, with limits on depth, length and size
 statements  the signed arrays that change a group
 chain       content hashes and the hash chain of a group's log
+points      which signing keys are good
+media       segments of a file, and their root
+fields      the types of values, with their bounds
 
 `protocol/SPEC.md` is normative; `protocol/vectors/` holds byte-exact examples of all of it.
 """

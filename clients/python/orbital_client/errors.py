@@ -21,6 +21,9 @@ OrbitalError
 │   ├── ForgedAuthor         whoever is named as the author has not signed it
 │   ├── WrongKey             a key that is not the one the group's log commits to
 │   ├── WrongPassphrase      the passphrase doesn't open the backup
+│   ├── MissingKey           this member has not got that key (yet)
+│   ├── Withheld             the relay keeps back what nobody has deleted
+│   ├── Rejected             it breaks the group's rules, or contradicts its log: `finding` says how
 │   └── Malformed            they are not what such bytes must be
 ├── AdmissionNeeded          an invite link must be answered by an admin: knock
 └── LogBroken                a group's log is not what this client has seen of it; the client stops following it
@@ -31,6 +34,7 @@ OrbitalError
 
 from typing import Final
 
+from orbital_client.trust.findings import Finding
 from orbital_protocol.codes import AFTER_CATCHING_UP, AFTER_REFRESH, RETRYABLE, ErrorCode
 from orbital_protocol.frames import Error, ErrorDetails
 
@@ -138,6 +142,26 @@ class WrongPassphrase(CannotOpen):
 
 class Malformed(CannotOpen):
     """The bytes are not what such bytes must be."""
+
+
+class MissingKey(CannotOpen):
+    """Sealed under the group's key of `epoch`, which this member has not got: once it comes, this heals by itself."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"you have not got the group's key of that time (epoch {epoch})")
+        self.epoch = epoch
+
+
+class Withheld(CannotOpen):
+    """The relay has not sent what nobody has deleted."""
+
+
+class Rejected(CannotOpen):
+    """It breaks the group's rules, or contradicts its log."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.text)
+        self.finding = finding
 
 
 class AdmissionNeeded(OrbitalError):

@@ -39,6 +39,15 @@ _CONTROL: Final = frozenset(Kind) - _POSTS
 _BY_RELAY: Final = frozenset({Kind.MEMBER_LEFT, Kind.GROUP_DELETED, Kind.MEDIA_EXPIRED})
 
 
+def chain_problem(event: Event, previous_hash: bytes) -> str | None:
+    """What is wrong with an event that is to follow this hash; None where its hashes are what they must be."""
+    if (content := _content_hash(event)) is not None and content != event.content_hash:
+        return "the content is not what its hash says"
+    if not 0 <= event.kind <= _MAX_KIND or _event_hash(event, previous_hash) != event.hash:
+        return "the event does not continue the chain"
+    return None
+
+
 class Chain:
     """The place in a group's log up to which everything has been verified."""
 
@@ -54,10 +63,8 @@ class Chain:
         statement = self._statement(event)
         if self._key_epoch not in (None, event.key_epoch):
             raise self.broken(f"key epoch {event.key_epoch} where {self._key_epoch} is in force")
-        if (content := _content_hash(event)) is not None and content != event.content_hash:
-            raise self.broken("the content is not what its hash says")
-        if not 0 <= event.kind <= _MAX_KIND or _event_hash(event, self.position.hash) != event.hash:
-            raise self.broken("the event does not continue the chain")
+        if problem := chain_problem(event, self.position.hash):
+            raise self.broken(problem)
         self.position = Cursor(group_id=event.group_id, seq=event.seq, hash=event.hash)
         self._key_epoch = statement.new_key_epoch if isinstance(statement, GroupRekeyed) else event.key_epoch
         return statement

@@ -1,0 +1,142 @@
+"""Messages as they stand: what was posted, with the edits, reactions, pins and deletions that came after."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Final
+
+from orbital_client.crypto.contents import PLAIN, AnyAct, Edit, File, Pin, React, Unpin, Unreact
+from orbital_client.errors import CannotOpen
+from orbital_client.trust.index import Known
+from orbital_client.trust.opening import Opened
+from orbital_protocol import ZERO_ID
+from orbital_protocol.codes import Kind, Role
+from orbital_protocol.frames import Event
+
+Reactions = Mapping[str, frozenset[bytes]]
+_NONE: Final[Reactions] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A thread, reply or file. `problem`: why it can't be shown, if so; `edited_at`, `erased_at`: seqs, 0 for never."""
+
+    group_id: bytes
+    id: bytes
+    thread_id: bytes
+    seq: int
+    hash: bytes
+    kind: Kind
+    author_id: bytes
+    created_at: int
+    sent_at: int = 0
+    title: str = ""
+    text: str = ""
+    format: str = PLAIN
+    file: File | None = field(default=None, repr=False)
+    edited_at: int = 0
+    erased_at: int = 0
+    is_pinned: bool = False
+    reactions: Reactions = _NONE
+    problem: CannotOpen | None = None
+
+
+def post_of(opened: Opened) -> Post:
+    """The message that a thread, reply or file is when it is posted."""
+    said = opened.body or opened.file
+    return replace(
+        _blank(opened.event, opened.known),
+        sent_at=said.sent_at if said else 0,
+        title=opened.title.text if opened.title else "",
+        text=opened.body.text if opened.body else opened.file.caption if opened.file else "",
+        format=opened.body.format if opened.body else PLAIN,
+        file=opened.file,
+    )
+
+
+def sealed_post(event: Event, known: Known, problem: CannotOpen) -> Post:
+    """A message that can't be opened: it is there all the same, and says why."""
+    return replace(_blank(event, known), problem=problem)
+
+
+def _blank(event: Event, known: Known) -> Post:
+    parent_id = known.parent_id
+    return Post(
+        group_id=event.group_id,
+        id=event.object_id,
+        thread_id=event.object_id if parent_id == ZERO_ID else parent_id,
+        seq=event.seq,
+        hash=event.hash,
+        kind=Kind(event.kind),
+        author_id=event.actor_id,
+        created_at=event.created_at,
+        erased_at=known.erased_at,
+    )
+
+
+RoleAt = Callable[[bytes, int], int]
+"""Somebody's role when the event at a seq was logged."""
+
+
+class Board:
+    """A group's messages, or a part of them, in the order of the log. Give it everything in that order."""
+
+    def __init__(self, role_at: RoleAt) -> None:
+        self._role_at = role_at
+        self._posts: dict[bytes, Post] = {}
+
+    def __iter__(self) -> Iterator[Post]:
+        return iter(self._posts.values())
+
+    def get(self, message_id: bytes) -> Post | None:
+        return self._posts.get(message_id)
+
+    def put(self, post: Post) -> None:
+        """A message was posted, or can be read now."""
+        self._posts[post.id] = post
+
+    def erase(self, message_id: bytes, seq: int) -> Post | None:
+        """A message was deleted, or has expired: nothing of it is left but its place."""
+        post = self._posts.get(message_id)
+        if post is None:
+            return None
+        blank = replace(
+            post, title="", text="", file=None, reactions=_NONE, problem=None, is_pinned=False, erased_at=seq
+        )
+        self._posts[message_id] = blank
+        return blank
+
+    def annotate(self, opened: Opened) -> Post | None:
+        """Apply an annotation; return the message as it is then, None if the annotation counts for nothing."""
+        act, event = opened.act, opened.event
+        post = self._posts.get(event.target_id or ZERO_ID)
+        if act is None or post is None or post.erased_at:
+            return None
+        changed = self._changed(post, act, event)
+        if changed is not None:
+            self._posts[post.id] = changed
+        return changed
+
+    def _changed(self, post: Post, act: AnyAct, event: Event) -> Post | None:
+        match act:
+            case Edit():
+                return _edited(post, act, event) if event.actor_id == post.author_id else None
+            case React() | Unreact():
+                return _reacted(post, act, event.actor_id)
+            case Pin() | Unpin():
+                is_admin = self._role_at(event.actor_id, event.seq) >= Role.ADMIN
+                return replace(post, is_pinned=isinstance(act, Pin)) if is_admin else None
+
+
+def _edited(post: Post, act: Edit, event: Event) -> Post:
+    title = act.title if act.title is not None and post.kind == Kind.THREAD_POSTED else post.title
+    return replace(post, text=act.text, format=act.format, title=title, edited_at=event.seq)
+
+
+def _reacted(post: Post, act: React | Unreact, user_id: bytes) -> Post:
+    reactions = dict(post.reactions)
+    others = reactions.pop(act.emoji, frozenset()) - {user_id}
+    users = others | {user_id} if isinstance(act, React) else others
+    if users:
+        reactions[act.emoji] = users
+    return replace(post, reactions=MappingProxyType(reactions))

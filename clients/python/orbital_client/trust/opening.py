@@ -1,0 +1,93 @@
+"""From an event of the verified log to what it says: opened, its author's signature checked, and what it refers to."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+from orbital_client.crypto import contents, envelopes
+from orbital_client.crypto.contents import AnyAct, Body, Content, File, Title
+from orbital_client.crypto.envelopes import Field, Place
+from orbital_client.errors import BadSeal, Malformed, MissingKey, Rejected, Withheld
+from orbital_client.trust.findings import Finding, Flaw
+from orbital_client.trust.index import Known
+from orbital_client.trust.keyring import Keyring
+from orbital_client.trust.log import POSTS, Log
+from orbital_client.wire.ledger import chain_problem
+from orbital_protocol.codes import Kind
+from orbital_protocol.frames import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What an event says. Of the last four a thread has title and body, a reply the body, and so on; none if erased."""
+
+    event: Event
+    known: Known
+    title: Title | None = None
+    body: Body | None = None
+    act: AnyAct | None = None
+    file: File | None = None
+
+
+def belongs(log: Log, event: Event) -> bool:
+    """Whether this is the event that the verified log has at its seq, by whichever way it came."""
+    previous_hash = log.index.hash_at(event.seq - 1)
+    if previous_hash is None or log.index.hash_at(event.seq) != event.hash or event.group_id != log.group_id:
+        return False
+    return chain_problem(event, previous_hash) is None
+
+
+def open_event(log: Log, keyring: Keyring, event: Event) -> Opened:
+    """Open a post or file that `belongs` to the log. Raises CannotOpen."""
+    known = log.index.by_seq(event.seq)
+    if known is None or event.kind not in POSTS:
+        raise ValueError("only what the log has as a post can be opened")
+    if not known.counts:
+        raise Rejected(Finding(Flaw.NOT_ALLOWED, log.group_id, event.seq, event.actor_id, "it was not to be posted"))
+    if known.erased_at:
+        return Opened(event, known)
+    key = keyring.get(event.key_epoch)
+    author = log.state.member_at(event.actor_id, event.seq)
+    if key is None or author is None:
+        raise MissingKey(event.key_epoch)
+
+    def opened(field: Field, envelope: bytes | None) -> bytes:
+        if envelope is None:
+            raise Withheld("the relay keeps back what nobody has deleted")
+        place = Place(
+            event.kind, field, event.group_id, event.actor_id, event.key_epoch, event.object_id, known.parent_id
+        )
+        return envelopes.unseal(key, place, envelope, author.signing_key)
+
+    match event.kind:
+        case Kind.THREAD_POSTED:
+            title = contents.title(opened(Field.TITLE, event.encrypted_title))
+            body = contents.body(opened(Field.BODY, event.encrypted_body))
+            if body.title_hash != sha256(event.encrypted_title or b"").digest():
+                raise BadSeal("the title is not the one that its author gave it")
+            _check_head(log, event, title)
+            return Opened(event, known, title=title, body=_checked(log, event, body))
+        case Kind.REPLY_POSTED:
+            body = contents.body(opened(Field.BODY, event.encrypted_body))
+            return Opened(event, known, body=_checked(log, event, body))
+        case Kind.ANNOTATION_POSTED:
+            act = contents.act(opened(Field.BODY, event.encrypted_body))
+            _check_head(log, event, act)
+            return Opened(event, known, act=act)
+        case _:
+            file = contents.file(opened(Field.METADATA, event.encrypted_metadata))
+            _check_head(log, event, file)
+            if file.root != event.root:
+                raise Malformed("the file is not the one that its author describes")
+            return Opened(event, known, file=file)
+
+
+def _checked(log: Log, event: Event, body: Body) -> Body:
+    _check_head(log, event, body)
+    return body
+
+
+def _check_head(log: Log, event: Event, content: Content) -> None:
+    """What the author had verified is in this log too: nobody was shown another one."""
+    head = content.head
+    if head.seq >= event.seq or log.index.hash_at(head.seq) != head.hash:
+        raise Rejected(Finding(Flaw.FORK, log.group_id, event.seq, event.actor_id))
