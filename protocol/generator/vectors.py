@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from generator import cases, examples, world
+from generator import cases, crypto, examples, world
 from orbital_protocol import chain, codec, statements
 from orbital_protocol.codes import Kind
 from orbital_protocol.frames import Frame, type_of
@@ -233,6 +233,17 @@ def _file(data: bytes) -> Json:
     }
 
 
+def crypto_file() -> Json:
+    """crypto.json"""
+    return {
+        "about": "What clients do among themselves (section 18). Private keys, secrets and nonces are given so that all "
+        "can be made again, but for what RSA-OAEP made, which can be opened only. What is `refused` must not open; "
+        "`outcome` is as what it fails. Envelopes are of epoch 2; `says` is their content, with bytes in hex. Files, and "
+        "the contents in `buckets`, are `byte` again and again, and what is sealed is given by its SHA-256.",
+        **_hex(crypto.cases()),
+    }
+
+
 FILES = {
     "frames.json": frames,
     "codec.json": codec_file,
@@ -240,4 +251,5 @@ FILES = {
     "chain.json": chain_file,
     "statements.json": statements_file,
     "media.json": media,
+    "crypto.json": crypto_file,
 }

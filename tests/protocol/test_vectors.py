@@ -4,7 +4,7 @@ import pytest
 
 from tests.protocol.vectors import PROTOCOL, load
 
-NAMES = ["frames", "codec", "limits", "chain", "statements", "media"]
+NAMES = ["frames", "codec", "limits", "chain", "statements", "media", "crypto"]
 
 CONTENT = ["encrypted_title", "encrypted_body", "encrypted_metadata", "encryption_iv", "size_bytes", "root"]
 CONTENT += ["statement", "signature"]
