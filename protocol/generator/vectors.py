@@ -236,10 +236,10 @@ def _file(data: bytes) -> Json:
 def crypto_file() -> Json:
     """crypto.json"""
     return {
-        "about": "What clients do among themselves (section 18). Private keys, secrets and nonces are given so that all "
-        "can be made again, but for what RSA-OAEP made, which can be opened only. What is `refused` must not open; "
-        "`outcome` is as what it fails. Envelopes are of epoch 2; `says` is their content, with bytes in hex. Files, and "
-        "the contents in `buckets`, are `byte` again and again, and what is sealed is given by its SHA-256.",
+        "about": "What clients do among themselves (section 18). Private keys, secrets and nonces are given so that "
+        "all can be made again, but for what RSA-OAEP made, which can be opened only. What is `refused` must not open; "
+        "`outcome` is as what it fails. Envelopes are of epoch 2; `says` is their content, with bytes in hex. Files, "
+        "and the contents in `buckets`, are `byte` again and again, and what is sealed is given by its SHA-256.",
         **_hex(crypto.cases()),
     }
 
