@@ -573,7 +573,7 @@ async def test_a_newcomer_joins_by_the_links_key_and_reads_from_where_the_invite
 
         relay.answers |= {InviteOpen: opened(log), GroupJoin: join}
         link = invitation(log)
-        group = await soon(client.join(link, encrypted_group_key=b"wrapped for myself"))
+        group = await soon(client.join(link, wrap=lambda opened: b"wrapped for myself"))
         said = statements.decode(tries[1].statement)
         assert isinstance(said, MemberJoined)
         me = client.identity

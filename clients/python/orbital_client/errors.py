@@ -25,6 +25,10 @@ OrbitalError
 │   ├── Withheld             the relay keeps back what nobody has deleted
 │   ├── Rejected             it breaks the group's rules, or contradicts its log: `finding` says how
 │   └── Malformed            they are not what such bytes must be
+├── StoreDamaged             what the client keeps on disk can't be read
+├── StoreInUse               another client uses that store
+├── KeyChanged               somebody's keys have changed without their signature: compare fingerprints
+├── CannotPost               the group needs a new key, or this member has not got it
 ├── AdmissionNeeded          an invite link must be answered by an admin: knock
 └── LogBroken                a group's log is not what this client has seen of it; the client stops following it
     ├── ChainBroken          an event is missing, altered or out of order
@@ -162,6 +166,29 @@ class Rejected(CannotOpen):
     def __init__(self, finding: Finding) -> None:
         super().__init__(finding.text)
         self.finding = finding
+
+
+class StoreDamaged(OrbitalError):
+    """What the client keeps on disk can't be read. A new store, and a login with the passphrase, restore the keys."""
+
+
+class StoreInUse(OrbitalError):
+    """Another client uses that store: end it first, or use another store."""
+
+
+class KeyChanged(OrbitalError):
+    """The keys of `user_id` are not those that are known, and the old one has not signed for them.
+
+    Compare fingerprints (`Client.verify`), then `Client.accept_key`.
+    """
+
+    def __init__(self, user_id: bytes, name: str = "") -> None:
+        super().__init__(f"the keys of {name or user_id.hex()} have changed: compare fingerprints before you go on")
+        self.user_id = user_id
+
+
+class CannotPost(OrbitalError):
+    """Nothing can be sealed for the group now: it needs a new key that nobody has made, or this member has none."""
 
 
 class AdmissionNeeded(OrbitalError):

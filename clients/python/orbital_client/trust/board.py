@@ -37,7 +37,7 @@ class Post:
     edited_at: int = 0
     erased_at: int = 0
     is_pinned: bool = False
-    reactions: Reactions = _NONE
+    reactions: Reactions = field(default_factory=lambda: _NONE)
     problem: CannotOpen | None = None
 
 

@@ -1,7 +1,7 @@
 """The client: sign in once, then make requests and read events; connections come and go underneath."""
 
 import ssl
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from hashlib import sha256
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -11,7 +11,7 @@ from orbital_client.identity import Identity, uuid7
 from orbital_client.links import InviteLink
 from orbital_client.wire.backoff import Backoff
 from orbital_client.wire.bookmarks import Bookmarks
-from orbital_client.wire.control import with_roster
+from orbital_client.wire.control import Knowledge, with_roster
 from orbital_client.wire.feed import Feed
 from orbital_client.wire.groups import NO_KEY, Group
 from orbital_client.wire.inbox import Item
@@ -49,8 +49,15 @@ from orbital_protocol.statements import GroupCreated, MemberJoined, join_preimag
 
 A = TypeVar("A", bound=Ok)
 
+WrapOpened = Callable[[InviteOpenOk], bytes]
+"""Makes a wrap of the group's key of what is behind an invite link."""
+
 _JOIN_ATTEMPTS: Final = 5
 _BUFFER_BYTES: Final = 4 * 1024 * 1024
+
+
+def _no_key(_opened: InviteOpenOk) -> bytes:
+    return NO_KEY
 
 
 class Client:
@@ -130,19 +137,29 @@ class Client:
         )
         await self._sign_up(request, identity)
 
-    async def login(self, username: str, password: str, identity: Identity, *, device_name: str = "") -> None:
-        """Sign in with a password. The identity is the account's, kept since it was registered."""
-        await self._sign_up(Login(id=0, username=username, password=password, device_name=device_name), identity)
+    async def login(
+        self, username: str, password: str, identity: Identity | None = None, *, device_name: str = ""
+    ) -> bytes:
+        """Sign in with a password; return the user's id.
 
-    async def _sign_up(self, request: Register | Login, identity: Identity) -> None:
+        The identity is the account's, kept since it was registered; without one, `take_identity` comes later.
+        """
+        return await self._sign_up(Login(id=0, username=username, password=password, device_name=device_name), identity)
+
+    async def _sign_up(self, request: Register | Login, identity: Identity | None) -> bytes:
         self._identity = identity
         answer = await self._session.sign_up(request)
-        if answer.user_id != identity.user_id:
+        if identity is not None and answer.user_id != identity.user_id:
             await self._session.sign_out(Logout(id=0))
             raise ValueError("the identity is another account's")
+        return answer.user_id
 
-    async def authenticate(self, identity: Identity, *, token: str | None = None) -> None:
-        """Sign in with the kept tokens of an earlier login, or with a bot's token."""
+    def take_identity(self, identity: Identity) -> None:
+        """Act as this identity, which came from the account's backup."""
+        self._identity = identity
+
+    async def authenticate(self, identity: Identity | None = None, *, token: str | None = None) -> None:
+        """Sign in with the kept tokens of an earlier login, or with a bot's token. The identity is as in `login`."""
         self._identity = identity
         await self._session.take_up(token)
 
@@ -185,8 +202,12 @@ class Client:
 
     # ── groups ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def group(self, group_id: bytes) -> Group:
-        """A group of the user's, to act in. Makes no request."""
+    def group(self, group_id: bytes, knowledge: Knowledge | None = None) -> Group:
+        """A group of the user's, to act in. Makes no request. `knowledge` is what statements are built on from then on;
+        without any, what the relay lists.
+        """
+        if knowledge is not None:
+            self._groups[group_id] = Group(self, group_id, knowledge)
         return self._groups.setdefault(group_id, Group(self, group_id))
 
     async def groups(self) -> list[GroupHead]:
@@ -197,6 +218,7 @@ class Client:
         self,
         encrypted_name: bytes,
         *,
+        group_id: bytes | None = None,
         encrypted_group_key: bytes = NO_KEY,
         key_commitment: bytes = ZERO_HASH,
         history: History = History.SHARED,
@@ -204,7 +226,7 @@ class Client:
         """Make a group that this user owns, and follow it."""
         identity = self.identity
         statement = GroupCreated(
-            group_id=uuid7(),
+            group_id=group_id or uuid7(),
             actor_id=identity.user_id,
             statement_id=uuid7(),
             base_seq=0,
@@ -229,20 +251,21 @@ class Client:
         await self.request(request, GroupCreateOk)
         return self._entered(Cursor(group_id=statement.group_id, seq=0, hash=ZERO_HASH))
 
-    async def join(self, link: InviteLink, *, encrypted_group_key: bytes = NO_KEY) -> Group:
-        """Become a member by an invite link, and follow the group from where the inviter had verified it.
+    async def join(self, link: InviteLink, *, wrap: WrapOpened = _no_key, after: Cursor | None = None) -> Group:
+        """Become a member by an invite link, and follow the group: from where the inviter had verified it, or `after`.
 
-        Raises AdmissionNeeded if the group was rekeyed since: then `knock` with the link.
+        `wrap` makes the user's wrapped group key of what is behind the link. Raises AdmissionNeeded if the group was
+        rekeyed since: then `knock` with the link.
         """
         for _ in range(_JOIN_ATTEMPTS - 1):
             try:
-                return await self._join(link, encrypted_group_key)
+                return await self._join(link, wrap, after)
             except OutOfDate as failure:  # the group has changed between two requests
                 if failure.code == ErrorCode.REKEY_REQUIRED:
                     raise
-        return await self._join(link, encrypted_group_key)
+        return await self._join(link, wrap, after)
 
-    async def _join(self, link: InviteLink, encrypted_group_key: bytes) -> Group:
+    async def _join(self, link: InviteLink, wrap: WrapOpened, after: Cursor | None) -> Group:
         opened = await self.request(InviteOpen(id=0, invite_code=link.invite_code), InviteOpenOk)
         if (opened.group_id, opened.invite_id) != (link.group_id, link.invite_id):
             raise BadAnswer("the relay answers this link with another invite")
@@ -266,10 +289,10 @@ class Client:
         )
         signed = identity.sign(statement)
         request = GroupJoin(
-            id=0, statement=signed.statement, signature=signed.signature, encrypted_group_key=encrypted_group_key
+            id=0, statement=signed.statement, signature=signed.signature, encrypted_group_key=wrap(opened)
         )
         await self.request(request, ControlOk)
-        return self._entered(Cursor(group_id=link.group_id, seq=link.seq, hash=link.hash))
+        return self._entered(after or Cursor(group_id=link.group_id, seq=link.seq, hash=link.hash))
 
     def _answer_link(self, link: InviteLink) -> bytes:
         identity = self.identity
@@ -315,6 +338,11 @@ class Client:
         followed.
         """
         return _Events(self._feed)
+
+    @property
+    def has_events(self) -> bool:
+        """Whether `events()` has something that is there already."""
+        return self._feed.has_items
 
     async def follow(self, group_id: bytes, after: Cursor | None = None) -> None:
         """Follow a group after a position in its log; None: from now on. Raises LogBroken if it can't be trusted."""

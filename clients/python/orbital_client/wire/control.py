@@ -79,21 +79,46 @@ def with_roster(statement: S, roster: Roster) -> S:
     return replace(statement, roster_hash=roster_hash(roster_after(roster, statement).values()))
 
 
-class Control:
-    """One group's ledger, and the way from a draft on it to the relay's answer."""
+class Basis(Protocol):
+    """What is known of a group's log: the place in it, the members and the key epoch that statements are built on."""
 
-    def __init__(self, relay: Relay, group_id: bytes) -> None:
+    @property
+    def position(self) -> Cursor: ...
+
+    @property
+    def key_epoch(self) -> int: ...
+
+    @property
+    def roster(self) -> Roster: ...
+
+
+class Knowledge(Protocol):
+    """Who knows a group's log."""
+
+    async def loaded(self) -> Basis:
+        """What is known, or was just learned."""
+
+    async def catch_up(self) -> None:
+        """Learn what the log has by now."""
+
+    def observe(self, event: Event) -> None:
+        """Take note of an event that the subscription verified. Raises ChainBroken if it isn't what a page had."""
+
+
+class Control:
+    """The way from a draft on what is known of a group to the relay's answer."""
+
+    def __init__(self, relay: Relay, group_id: bytes, knowledge: Knowledge | None = None) -> None:
         self._relay = relay
         self._group_id = group_id
-        self._ledger: Ledger | None = None
+        self._knowledge = knowledge or Listed(relay, group_id)
         self._one_at_a_time = asyncio.Lock()
 
     def observe(self, event: Event) -> None:
         """Take note of an event that the subscription verified. Raises ChainBroken if it isn't what a page had."""
-        if self._ledger is not None and event.seq == self._ledger.position.seq + 1:
-            self._ledger.advance(event)
+        self._knowledge.observe(event)
 
-    async def change(self, draft: Callable[[Ledger], Statement], request: Signed, answer: type[C]) -> C:
+    async def change(self, draft: Callable[[Basis], Statement], request: Signed, answer: type[C]) -> C:
         """Build a statement, sign and send it; if the group has changed since what it was built on, build it anew."""
         async with self._one_at_a_time:
             for _ in range(_ATTEMPTS - 1):
@@ -102,53 +127,38 @@ class Control:
                 except OutOfDate as failure:
                     if failure.code == ErrorCode.REKEY_REQUIRED:
                         raise
-                    await self._catch_up()
+                    await self._knowledge.catch_up()
             return await self._try(draft, request, answer)
 
-    async def _try(self, draft: Callable[[Ledger], Statement], request: Signed, answer: type[C]) -> C:
+    async def _try(self, draft: Callable[[Basis], Statement], request: Signed, answer: type[C]) -> C:
         self._relay.check(self._group_id)
-        ledger = await self.loaded()
-        signed = self._relay.identity.sign(with_roster(draft(ledger), ledger.roster))
+        basis = await self._knowledge.loaded()
+        signed = self._relay.identity.sign(with_roster(draft(basis), basis.roster))
         return await self._relay.request(request(id=0, statement=signed.statement, signature=signed.signature), answer)
 
-    def header(self, ledger: Ledger) -> Header:
+    def header(self, basis: Basis) -> Header:
+        """The first elements of a statement on what is known."""
         return Header(
             group_id=self._group_id,
             actor_id=self._relay.identity.user_id,
             statement_id=uuid7(),
-            base_seq=ledger.position.seq,
-            base_hash=ledger.position.hash,
-            key_epoch=ledger.key_epoch,
+            base_seq=basis.position.seq,
+            base_hash=basis.position.hash,
+            key_epoch=basis.key_epoch,
             roster_hash=ZERO_HASH,
         )
 
-    async def loaded(self) -> Ledger:
-        if self._ledger is None:
-            self._ledger = await self._load()
-        return self._ledger
+    async def position(self) -> Cursor:
+        """The place in the log that was verified."""
+        return (await self._knowledge.loaded()).position
 
-    async def _load(self) -> Ledger:
-        """The ledger from the relay's lists.
 
-        The lists are read after the position, so what happened meanwhile may be in them already. A statement on
-        that position is then refused, and applying those events once more changes nothing.
-        """
-        info = await self._relay.request(GroupGet(id=0, group_id=self._group_id), GroupGetOk)
-        roster = {member.user_id: _entry(member) for member in await self.members()}
-        position = Cursor(group_id=self._group_id, seq=info.seq, hash=info.hash)
-        return Ledger(position, key_epoch=info.key_epoch, roster=roster)
+class Lists:
+    """What the relay lists of a group, page by page."""
 
-    async def _catch_up(self) -> None:
-        """Bring the ledger to the log's head."""
-        ledger = await self.loaded()
-        while True:
-            page = await self.page(after_seq=ledger.position.seq)
-            if page.seq - ledger.position.seq > _FAR_BEHIND:
-                self._ledger = await self._load()
-                return
-            _walk_on(ledger, page)
-            if not page.more:
-                return
+    def __init__(self, relay: Relay, group_id: bytes) -> None:
+        self._relay = relay
+        self._group_id = group_id
 
     async def page(
         self, *, after_seq: int | None = None, before_seq: int | None = None, limit: int = 100
@@ -175,6 +185,48 @@ class Control:
 
     def limit(self, wanted: int) -> int:
         return max(1, min(wanted, self._relay.limits.page_limit))
+
+
+class Listed:
+    """Knows a group as the relay lists it, and from then on by the chain."""
+
+    def __init__(self, relay: Relay, group_id: bytes) -> None:
+        self._relay = relay
+        self._group_id = group_id
+        self._lists = Lists(relay, group_id)
+        self._ledger: Ledger | None = None
+
+    def observe(self, event: Event) -> None:
+        if self._ledger is not None and event.seq == self._ledger.position.seq + 1:
+            self._ledger.advance(event)
+
+    async def loaded(self) -> Ledger:
+        if self._ledger is None:
+            self._ledger = await self._load()
+        return self._ledger
+
+    async def _load(self) -> Ledger:
+        """The ledger from the relay's lists.
+
+        The lists are read after the position, so what happened meanwhile may be in them already. A statement on
+        that position is then refused, and applying those events once more changes nothing.
+        """
+        info = await self._relay.request(GroupGet(id=0, group_id=self._group_id), GroupGetOk)
+        roster = {member.user_id: _entry(member) for member in await self._lists.members()}
+        position = Cursor(group_id=self._group_id, seq=info.seq, hash=info.hash)
+        return Ledger(position, key_epoch=info.key_epoch, roster=roster)
+
+    async def catch_up(self) -> None:
+        """Bring the ledger to the log's head."""
+        ledger = await self.loaded()
+        while True:
+            page = await self._lists.page(after_seq=ledger.position.seq)
+            if page.seq - ledger.position.seq > _FAR_BEHIND:
+                self._ledger = await self._load()
+                return
+            _walk_on(ledger, page)
+            if not page.more:
+                return
 
 
 def _entry(member: Member) -> RosterEntry:

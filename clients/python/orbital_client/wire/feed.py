@@ -93,6 +93,11 @@ class Feed:
         if finding := self._following.broken.get(group_id):
             raise finding.with_traceback(None)
 
+    @property
+    def has_items(self) -> bool:
+        """Whether `next` need not wait."""
+        return len(self._inbox) > 0
+
     async def next(self) -> Item:
         """The next item. The one before counts as read from now on.
 

@@ -13,9 +13,9 @@ from typing import Final
 from orbital_client.errors import BadAnswer, OutOfDate
 from orbital_client.identity import thumbprint, uuid7
 from orbital_client.links import InviteLink
-from orbital_client.wire.control import Control, Relay
+from orbital_client.wire.control import Basis, Control, Knowledge, Lists, Relay
 from orbital_client.wire.downloads import download, read_stored
-from orbital_client.wire.ledger import Chain, Ledger
+from orbital_client.wire.ledger import Chain
 from orbital_client.wire.outgoing import Outgoing, Source, size_of
 from orbital_client.wire.sealing import Plain, Sealing
 from orbital_client.wire.transfers import PATIENCE_S
@@ -111,53 +111,72 @@ class Posted:
     duplicate: bool
 
 
+class OtherContent(BadAnswer):
+    """The relay acknowledged another content than was posted: an earlier one of the same id, or a forged one."""
+
+    def __init__(self, posted: Posted, content_hash: bytes) -> None:
+        super().__init__("the relay acknowledged another content than was posted")
+        self.posted = posted
+        self.content_hash = content_hash
+
+
 class Group:
     """A group that the user is in. All contents are ciphertext: bytes that the application has sealed.
 
     Requests raise what `Client.request` raises, and LogBroken once the group's log has shown itself broken.
     """
 
-    def __init__(self, relay: Relay, group_id: bytes) -> None:
+    def __init__(self, relay: Relay, group_id: bytes, knowledge: Knowledge | None = None) -> None:
         self.group_id = group_id
         self._relay = relay
         self._key_epoch: int | None = None
-        self._control = Control(relay, group_id)
+        self._control = Control(relay, group_id, knowledge)
+        self._lists = Lists(relay, group_id)
 
     def __repr__(self) -> str:
         return f"Group({self.group_id.hex()})"
 
     # ── posts ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def post(self, *, title: bytes, body: bytes, thread_id: bytes | None = None) -> Posted:
-        """Open a thread. With a `thread_id` of one's own, trying again later finds what an earlier try did."""
+    async def post(
+        self, *, title: bytes, body: bytes, thread_id: bytes | None = None, key_epoch: int | None = None
+    ) -> Posted:
+        """Open a thread. With a `thread_id` of one's own, trying again later finds what an earlier try did.
+
+        `key_epoch` is that of the key it is sealed under; without it, the one in force as far as is known.
+        """
         request = ThreadPost(
             id=0,
             group_id=self.group_id,
-            key_epoch=await self.key_epoch(),
+            key_epoch=key_epoch or await self.key_epoch(),
             thread_id=thread_id or uuid7(),
             encrypted_title=title,
             encrypted_body=body,
         )
         return await self._post(request, request.thread_id, ZERO_ID, title, body)
 
-    async def reply(self, thread_id: bytes, body: bytes, *, reply_id: bytes | None = None) -> Posted:
+    async def reply(
+        self, thread_id: bytes, body: bytes, *, reply_id: bytes | None = None, key_epoch: int | None = None
+    ) -> Posted:
         """Reply in a thread."""
         request = ReplyPost(
             id=0,
             group_id=self.group_id,
-            key_epoch=await self.key_epoch(),
+            key_epoch=key_epoch or await self.key_epoch(),
             thread_id=thread_id,
             reply_id=reply_id or uuid7(),
             encrypted_body=body,
         )
         return await self._post(request, request.reply_id, thread_id, body)
 
-    async def annotate(self, target_id: bytes, body: bytes, *, annotation_id: bytes | None = None) -> Posted:
+    async def annotate(
+        self, target_id: bytes, body: bytes, *, annotation_id: bytes | None = None, key_epoch: int | None = None
+    ) -> Posted:
         """Attach something to what was posted earlier: an edit, a reaction, a pin."""
         request = AnnotationPost(
             id=0,
             group_id=self.group_id,
-            key_epoch=await self.key_epoch(),
+            key_epoch=key_epoch or await self.key_epoch(),
             target_id=target_id,
             annotation_id=annotation_id or uuid7(),
             encrypted_body=body,
@@ -172,13 +191,13 @@ class Group:
             self._key_epoch = None
             raise
         if ok.content_hash != chain.content_hash(parent_id, [chain.field_hash(field) for field in fields]):
-            raise BadAnswer("the relay acknowledged another content than was posted")
+            raise OtherContent(Posted(object_id, ok.seq, ok.hash, ok.created_at, ok.duplicate), ok.content_hash)
         return Posted(object_id, ok.seq, ok.hash, ok.created_at, ok.duplicate)
 
     async def delete_post(self, target_id: bytes) -> ControlOk:
         """Delete a thread, reply or annotation: one's own, or as an admin."""
         return await self._control.change(
-            lambda ledger: PostDeleted(**self._control.header(ledger), target_id=target_id),
+            lambda basis: PostDeleted(**self._control.header(basis), target_id=target_id),
             PostDelete,
             ControlOk,
         )
@@ -264,7 +283,7 @@ class Group:
             thread_id=thread_id,
             after_seq=after_seq,
             before_seq=before_seq,
-            limit=self._control.limit(limit),
+            limit=self._lists.limit(limit),
         )
         return await self._relay.request(request, MediaListOk)
 
@@ -275,7 +294,7 @@ class Group:
     async def delete_media(self, media_id: bytes) -> ControlOk:
         """Delete a file: one's own, or as an admin."""
         return await self._control.change(
-            lambda ledger: MediaDeleted(**self._control.header(ledger), media_id=media_id),
+            lambda basis: MediaDeleted(**self._control.header(basis), media_id=media_id),
             MediaDelete,
             ControlOk,
         )
@@ -290,7 +309,7 @@ class Group:
         self, *, after_seq: int | None = None, before_seq: int | None = None, limit: int = 100
     ) -> EventListOk:
         """A page of the log, whose events are verified to be chained without a gap. Raises ChainBroken."""
-        page = await self._control.page(after_seq=after_seq, before_seq=before_seq, limit=limit)
+        page = await self._lists.page(after_seq=after_seq, before_seq=before_seq, limit=limit)
         if page.events:
             start = Cursor(group_id=self.group_id, seq=page.events[0].seq - 1, hash=page.previous_hash or ZERO_HASH)
             log = Chain(start)
@@ -303,7 +322,7 @@ class Group:
     ) -> EventListOk:
         """A page of the group's threads. Between them events are left out, so nothing shows whether one is missing."""
         request = ThreadList(
-            id=0, group_id=self.group_id, after_seq=after_seq, before_seq=before_seq, limit=self._control.limit(limit)
+            id=0, group_id=self.group_id, after_seq=after_seq, before_seq=before_seq, limit=self._lists.limit(limit)
         )
         return await self._relay.request(request, EventListOk)
 
@@ -317,7 +336,7 @@ class Group:
             thread_id=thread_id,
             after_seq=after_seq,
             before_seq=before_seq,
-            limit=self._control.limit(limit),
+            limit=self._lists.limit(limit),
         )
         return await self._relay.request(request, EventListOk)
 
@@ -347,7 +366,7 @@ class Group:
 
     async def members(self) -> list[Member]:
         """The members as the relay lists them now."""
-        return await self._control.members()
+        return await self._lists.members()
 
     async def get_cursor(self, name: str) -> CursorOk:
         """Where this user's cursor of that name stands, on whichever device it was put."""
@@ -374,8 +393,8 @@ class Group:
             hash=ZERO_HASH,
         )
         answer = await self._control.change(
-            lambda ledger: InviteCreated(
-                **self._control.header(ledger),
+            lambda basis: InviteCreated(
+                **self._control.header(basis),
                 invite_id=draft.invite_id,
                 invite_key=draft.public_key,
                 expires_at=expires_at,
@@ -384,7 +403,7 @@ class Group:
             partial(InviteCreate, sealed_group_key=sealed_group_key),
             InviteCreateOk,
         )
-        verified = (await self._control.loaded()).position
+        verified = await self._control.position()
         return draft.at(answer.invite_code, verified)
 
     async def invites(self) -> list[Invite]:
@@ -394,7 +413,7 @@ class Group:
     async def revoke_invite(self, invite_id: bytes) -> ControlOk:
         """Make an invite link useless."""
         return await self._control.change(
-            lambda ledger: InviteRevoked(**self._control.header(ledger), invite_id=invite_id),
+            lambda basis: InviteRevoked(**self._control.header(basis), invite_id=invite_id),
             InviteRevoke,
             ControlOk,
         )
@@ -407,8 +426,8 @@ class Group:
     async def admit(self, request: JoinRequest, *, encrypted_group_key: bytes = NO_KEY) -> ControlOk:
         """Make a member of somebody who knocks."""
         return await self._control.change(
-            lambda ledger: MemberJoined(
-                **self._control.header(ledger),
+            lambda basis: MemberJoined(
+                **self._control.header(basis),
                 user_id=request.user_id,
                 signing_key=request.signing_key,
                 rsa_thumbprint=thumbprint(request.public_key),
@@ -429,7 +448,7 @@ class Group:
     async def remove(self, user_id: bytes, *, ban: bool = False) -> ControlOk:
         """Remove a member of a lower role. A rekey is due then, before which nobody can post."""
         return await self._control.change(
-            lambda ledger: MemberRemoved(**self._control.header(ledger), user_id=user_id, ban=ban),
+            lambda basis: MemberRemoved(**self._control.header(basis), user_id=user_id, ban=ban),
             MemberRemove,
             ControlOk,
         )
@@ -437,7 +456,7 @@ class Group:
     async def unban(self, user_id: bytes) -> ControlOk:
         """Lift a ban."""
         return await self._control.change(
-            lambda ledger: MemberUnbanned(**self._control.header(ledger), user_id=user_id),
+            lambda basis: MemberUnbanned(**self._control.header(basis), user_id=user_id),
             MemberUnban,
             ControlOk,
         )
@@ -445,7 +464,7 @@ class Group:
     async def set_role(self, user_id: bytes, role: Role) -> ControlOk:
         """Make a member an admin, or an admin a member."""
         return await self._control.change(
-            lambda ledger: MemberRole(**self._control.header(ledger), user_id=user_id, role=role),
+            lambda basis: MemberRole(**self._control.header(basis), user_id=user_id, role=role),
             MemberSetRole,
             ControlOk,
         )
@@ -453,7 +472,7 @@ class Group:
     async def transfer(self, user_id: bytes) -> ControlOk:
         """Make another member the owner; this user is an admin from then on."""
         return await self._control.change(
-            lambda ledger: GroupTransferred(**self._control.header(ledger), user_id=user_id),
+            lambda basis: GroupTransferred(**self._control.header(basis), user_id=user_id),
             GroupTransfer,
             ControlOk,
         )
@@ -461,7 +480,7 @@ class Group:
     async def leave(self) -> ControlOk:
         """Leave the group. Its owner can't."""
         return await self._control.change(
-            lambda ledger: MemberLeft(**self._control.header(ledger)),
+            lambda basis: MemberLeft(**self._control.header(basis)),
             GroupLeave,
             ControlOk,
         )
@@ -469,7 +488,7 @@ class Group:
     async def update(self, encrypted_name: bytes) -> ControlOk:
         """Change the group's name."""
         return await self._control.change(
-            lambda ledger: GroupUpdated(**self._control.header(ledger), name_hash=sha256(encrypted_name).digest()),
+            lambda basis: GroupUpdated(**self._control.header(basis), name_hash=sha256(encrypted_name).digest()),
             partial(GroupUpdate, encrypted_name=encrypted_name),
             ControlOk,
         )
@@ -477,7 +496,7 @@ class Group:
     async def delete(self) -> ControlOk:
         """Delete the group and all that is in it."""
         return await self._control.change(
-            lambda ledger: GroupDeleted(**self._control.header(ledger)),
+            lambda basis: GroupDeleted(**self._control.header(basis)),
             GroupDelete,
             ControlOk,
         )
@@ -492,16 +511,16 @@ class Group:
         """
         wraps: list[WrappedKey] = []
 
-        def draft(ledger: Ledger) -> GroupRekeyed:
+        def draft(basis: Basis) -> GroupRekeyed:
             wraps[:] = [
                 WrappedKey(
                     user_id=member.user_id, rsa_thumbprint=member.rsa_thumbprint, encrypted_group_key=wrap(member)
                 )
-                for member in ledger.roster.values()
+                for member in basis.roster.values()
             ]
             return GroupRekeyed(
-                **self._control.header(ledger),
-                new_key_epoch=ledger.key_epoch + 1,
+                **self._control.header(basis),
+                new_key_epoch=basis.key_epoch + 1,
                 key_commitment=key_commitment,
                 name_hash=sha256(encrypted_name).digest(),
                 previous_key=previous_key,

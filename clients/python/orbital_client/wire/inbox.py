@@ -58,6 +58,9 @@ class Inbox:
             self._on_room()
         return item
 
+    def __len__(self) -> int:
+        return len(self._items)
+
     async def arrival(self) -> None:
         """Wait until something may have arrived, or `wake` is called."""
         self._arrived.clear()
