@@ -1,6 +1,7 @@
 """SPEC.md against the code: every frame, statement, code, limit and number that it names, and the examples in it."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator
 from hashlib import sha256
@@ -11,6 +12,21 @@ import msgspec
 import pytest
 from msgspec import inspect
 
+from orbital_client.crypto import (
+    backups,
+    contents,
+    envelopes,
+    fingerprints,
+    groupkeys,
+    invites,
+    passphrases,
+    primitives,
+    segments,
+    wraps,
+)
+from orbital_client.crypto.envelopes import BUCKETS, MAX_CONTENT_BYTES, NO_KIND, Field, Place
+from orbital_client.links import SCHEME, SIGN_INFO
+from orbital_client.trust.signals import GOOD_FOR_US
 from orbital_protocol import codec, frames, statements
 from orbital_protocol.codes import (
     AFTER_CATCHING_UP,
@@ -67,7 +83,7 @@ BY_DESCRIPTION = {
 }
 
 
-def written(info: inspect.Type) -> str:  # noqa: PLR0911  one return a type
+def written(info: inspect.Type) -> str:  # noqa: PLR0911, PLR0912  a branch and a return each type
     """A type in the specification's notation."""
     match info:
         case inspect.Metadata():
@@ -81,6 +97,10 @@ def written(info: inspect.Type) -> str:  # noqa: PLR0911  one return a type
         case inspect.ListType():
             least, most = info.min_length, info.max_length
             return f"[{written(info.item_type)}]" + (f"{least}..{most}" if least else f"≤{most}" if most else "")
+        case inspect.BytesType(min_length=int() as size, max_length=most) if size == most:
+            return f"bin {size}"
+        case inspect.StrType(min_length=int() as least, max_length=int() as most):
+            return f"str {least}..{most}"
         case inspect.BytesType():
             return "bin" + (f"≤{info.max_length}" if info.max_length else "")
         case inspect.StrType():
@@ -274,6 +294,86 @@ def test_links_lead_somewhere() -> None:
         assert anchor in anchors
 
 
+# ── among clients ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+AMONG_CLIENTS = SPEC.partition("\n## 18. Among clients\n")[2].partition("\n## 19. ")[0]
+
+
+def test_every_prefix_is_the_one_in_the_code() -> None:
+    used = {
+        groupkeys.CONTENT_INFO,
+        groupkeys.COMMIT_INFO,
+        groupkeys.PREVIOUS_INFO,
+        wraps.LABEL_PREFIX,
+        wraps.SIGNATURE_PREFIX,
+        envelopes.PLACE_PREFIX,
+        envelopes.CONTENT_PREFIX,
+        SIGN_INFO,
+        invites.SEAL_INFO,
+        segments.PREFIX,
+        fingerprints.PREFIX,
+        passphrases.SALT_PREFIX,
+        passphrases.LOGIN_INFO,
+        passphrases.BACKUP_INFO,
+        backups.PREFIX,
+    }
+    found = re.findall(r'"(orbital\.v1[a-z.]*(?:\\0)?)"', AMONG_CLIENTS)
+    assert {prefix.replace("\\0", "\0").encode() for prefix in found} == used
+    assert f'"{SCHEME}"' in AMONG_CLIENTS
+
+
+def test_sizes_among_clients() -> None:
+    *smaller, largest = (f"{bucket:,}" for bucket in BUCKETS)
+    flat = " ".join(AMONG_CLIENTS.split())
+    assert f"fills one of {', '.join(smaller)} or {largest} bytes" in flat
+    assert f"A content has at most {MAX_CONTENT_BYTES:,} bytes" in flat
+    place = Place(Kind.REPLY_POSTED, Field.BODY, bytes(16), bytes(16), 1)
+    assert f"The `aad` always has {len(place.aad)} bytes" in flat
+    assert f"⌈P / {segments.PLAIN_BYTES:,}⌉" in flat
+    assert f"encryption_iv[0..{segments.IV_RANDOM_BYTES}]" in flat
+    assert f"{passphrases.ROUNDS:,} rounds" in flat
+    assert f"more than {GOOD_FOR_US // 1_000_000} s from the reader's clock" in flat
+    assert f"version, `0x{primitives.VERSION.hex()}`" in flat
+
+
+def test_places() -> None:
+    found = {cells[0]: [cell.strip(" |") for cell in cells[1:]] for cells in rows("### 18.4 Envelopes")}
+    for name, kind, field in [
+        ("`encrypted_title` of a thread", Kind.THREAD_POSTED, Field.TITLE),
+        ("`encrypted_body` of a thread", Kind.THREAD_POSTED, Field.BODY),
+        ("`encrypted_body` of a reply", Kind.REPLY_POSTED, Field.BODY),
+        ("`encrypted_body` of an annotation", Kind.ANNOTATION_POSTED, Field.BODY),
+        ("`encrypted_metadata` of a file", Kind.MEDIA_POSTED, Field.METADATA),
+        ("`encrypted_name`", NO_KIND, Field.NAME),
+        ("`payload` of a signal", NO_KIND, Field.SIGNAL),
+    ]:
+        assert found.pop(name)[:2] == [str(int(kind)), str(int(field))]
+    assert found == {}
+
+
+def test_contents() -> None:
+    found = {cells[0].strip("`"): quoted(cells[1])[0] for cells in rows("### 18.5 Contents")}
+    structs: dict[str, type[msgspec.Struct]] = {
+        "title": contents.Title,
+        "body": contents.Body,
+        "file": contents.File,
+        "name": contents.Name,
+    }
+    tagged = [*contents.Act.__subclasses__(), *contents.Signalled.__subclasses__()]
+    for struct in tagged:
+        config = struct.__struct_config__
+        structs[f"{config.tag_field} `{config.tag}"] = struct
+    assert set(found) == set(structs)
+    for name, struct in structs.items():
+        tag = [f"{struct.__struct_config__.tag_field}: str"] if struct in tagged else []
+        assert sorted(found[name].split(", ")) == sorted([*tag, *fields_of(struct)]), name
+
+
+def test_outcomes() -> None:
+    found = {quoted(cells[0])[0] for cells in rows("### 18.1 Primitives and versions")}
+    assert found == set(re.findall(r'"outcome": "(\w+)"', json.dumps(load("crypto")))) - {"read"}
+
+
 # ── the examples ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -288,21 +388,21 @@ def example(heading: str) -> list[str]:
 
 def test_the_ping() -> None:
     [ping] = [exchange for exchange in load("frames")["exchanges"] if exchange["type"] == "ping"]
-    assert example("18.1 A ping and its answer") == [ping["request"]["bytes"], ping["answer"]["bytes"]]
+    assert example("19.1 A ping and its answer") == [ping["request"]["bytes"], ping["answer"]["bytes"]]
 
 
 def test_the_statement() -> None:
-    statement, signature = example("18.2 A statement")
+    statement, signature = example("19.2 A statement")
     [vector] = [found for found in load("statements")["statements"] if found["statement"] == statement]
     assert vector["signature"] == signature
-    section = SPEC.partition("\n### 18.2")[2].partition("\n### ")[0]
+    section = SPEC.partition("\n### 19.2")[2].partition("\n### ")[0]
     assert f"`{vector['preimage'].removesuffix(statement)}`" in section
     assert f"`{vector['signing_key']}`" in section
     assert f"these {len(statement) // 2} bytes" in " ".join(section.split())
 
 
 def test_the_event() -> None:
-    field, content, preimage, event_hash = example("18.3 An event")
+    field, content, preimage, event_hash = example("19.3 An event")
     event: dict[str, Any] = next(found for found in load("chain")["events"] if found["hash"] == event_hash)
     assert event["fields"] == [field]
     assert sha256(bytes.fromhex(content)).hexdigest() == event["content_hash"]
