@@ -28,6 +28,7 @@ OrbitalError
 ├── StoreDamaged             what the client keeps on disk can't be read
 ├── StoreInUse               another client uses that store
 ├── KeyChanged               somebody's keys have changed without their signature: compare fingerprints
+├── BackupRolledBack         the relay hands out an older backup of the keys than it had confirmed
 ├── CannotPost               the group needs a new key, or this member has not got it
 ├── AdmissionNeeded          an invite link must be answered by an admin: knock
 └── LogBroken                a group's log is not what this client has seen of it; the client stops following it
@@ -185,6 +186,10 @@ class KeyChanged(OrbitalError):
     def __init__(self, user_id: bytes, name: str = "") -> None:
         super().__init__(f"the keys of {name or user_id.hex()} have changed: compare fingerprints before you go on")
         self.user_id = user_id
+
+
+class BackupRolledBack(OrbitalError):
+    """The relay has an older backup of the user's keys than it had confirmed: it lost data, or isn't honest."""
 
 
 class CannotPost(OrbitalError):

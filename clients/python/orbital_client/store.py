@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -53,13 +54,21 @@ class Pinned(msgspec.Struct, frozen=True, kw_only=True):
     is_verified: bool = False
 
 
+class Source(StrEnum):
+    """How it is known that a log must have an event."""
+
+    POST = "post"
+    LINK = "link"
+    BACKUP = "backup"
+
+
 @dataclass(frozen=True, slots=True)
-class Acknowledged:
-    """A post that the relay confirmed: the log must have it at this seq with this hash."""
+class Expected:
+    """The log must have an event with this hash at this seq: the relay confirmed it, or others saw it there."""
 
     seq: int
     hash: bytes
-    object_id: bytes
+    source: Source
 
 
 class Store:
@@ -186,26 +195,26 @@ class Store:
         self._run("UPDATE groups SET secrets = ? WHERE group_id = ?", msgspec.msgpack.encode(secrets), group_id)
 
     def forget_group(self, group_id: bytes) -> None:
-        for table in ("groups", "events", "acknowledged", "cursors"):
+        for table in ("groups", "events", "expected", "cursors"):
             self._run(f"DELETE FROM {table} WHERE group_id = ?", group_id)
 
     def index(self, group_id: bytes) -> "StoredIndex":
         """The group's events."""
         return StoredIndex(self, group_id)
 
-    def acknowledge(self, group_id: bytes, post: Acknowledged) -> None:
+    def expect(self, group_id: bytes, event: Expected) -> None:
         self._run(
-            "INSERT OR REPLACE INTO acknowledged (group_id, seq, hash, object_id) VALUES (?, ?, ?, ?)",
-            *(group_id, post.seq, post.hash, post.object_id),
+            "INSERT OR REPLACE INTO expected (group_id, seq, hash, source) VALUES (?, ?, ?, ?)",
+            *(group_id, event.seq, event.hash, event.source),
         )
 
-    def acknowledged(self, group_id: bytes) -> dict[int, Acknowledged]:
-        """Posts that were confirmed and have not come in yet, by seq."""
-        rows = self._rows("SELECT seq, hash, object_id FROM acknowledged WHERE group_id = ?", group_id)
-        return {row[0]: Acknowledged(*row) for row in rows}
+    def expected(self, group_id: bytes) -> dict[int, Expected]:
+        """What must come and has not come yet, by seq."""
+        rows = self._rows("SELECT seq, hash, source FROM expected WHERE group_id = ?", group_id)
+        return {seq: Expected(seq, hash_, Source(source)) for seq, hash_, source in rows}
 
-    def forget_acknowledged(self, group_id: bytes, seq: int) -> None:
-        self._run("DELETE FROM acknowledged WHERE group_id = ? AND seq = ?", group_id, seq)
+    def forget_expected(self, group_id: bytes, seq: int) -> None:
+        self._run("DELETE FROM expected WHERE group_id = ? AND seq = ?", group_id, seq)
 
     # ── cursors ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

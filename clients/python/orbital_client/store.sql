@@ -15,11 +15,11 @@ CREATE TABLE events (
 ) WITHOUT ROWID;
 CREATE INDEX events_by_object ON events (group_id, object_id);
 CREATE INDEX events_by_parent ON events (group_id, parent_id, seq);
-CREATE TABLE acknowledged (
+CREATE TABLE expected (
     group_id  BLOB    NOT NULL,
     seq       INTEGER NOT NULL,
     hash      BLOB    NOT NULL,
-    object_id BLOB    NOT NULL,
+    source    TEXT    NOT NULL,
     PRIMARY KEY (group_id, seq)
 ) WITHOUT ROWID;
 CREATE TABLE cursors (

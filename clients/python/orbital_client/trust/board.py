@@ -34,6 +34,7 @@ class Post:
     text: str = ""
     format: str = PLAIN
     file: File | None = field(default=None, repr=False)
+    file_iv: bytes = b""
     edited_at: int = 0
     erased_at: int = 0
     is_pinned: bool = False
@@ -51,6 +52,7 @@ def post_of(opened: Opened) -> Post:
         text=opened.body.text if opened.body else opened.file.caption if opened.file else "",
         format=opened.body.format if opened.body else PLAIN,
         file=opened.file,
+        file_iv=opened.event.encryption_iv or b"" if opened.file else b"",
     )
 
 

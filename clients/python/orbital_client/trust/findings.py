@@ -21,6 +21,7 @@ class Flaw(StrEnum):
     ORPHAN_EXPIRY = "orphan_expiry"
     FORK = "fork"
     LOST_POST = "lost_post"
+    OTHER_LOG = "other_log"
     WITHHELD = "withheld"
     STALE_NAME = "stale_name"
     KEY_CHANGED = "key_changed"
@@ -43,6 +44,7 @@ WORDS: dict[Flaw, str] = {
     Flaw.ORPHAN_EXPIRY: "a file is said to have expired that is not there",
     Flaw.FORK: "another member was shown another history of this group than you",
     Flaw.LOST_POST: "the relay confirmed what you posted, and has something else in its place",
+    Flaw.OTHER_LOG: "the relay shows another history of this group than you, or whoever invited you, have seen",
     Flaw.WITHHELD: "the relay keeps back what nobody has deleted",
     Flaw.STALE_NAME: "the relay shows a name of the group that is not the last one given",
     Flaw.KEY_CHANGED: "somebody you know has other keys than before, and has not signed for them",

@@ -17,6 +17,9 @@ class Keyring:
         self._log = log
         self._keys = {epoch: GroupKey(log.group_id, epoch, secret) for epoch, secret in (secrets or {}).items()}
 
+    def __len__(self) -> int:
+        return len(self._keys)
+
     def get(self, epoch: int) -> GroupKey | None:
         return self._keys.get(epoch)
 
@@ -48,8 +51,8 @@ class Keyring:
 
     def unwrap(self, identity: Identity, epoch: int, wrapped: bytes) -> GroupKey:
         """The key in a wrap for this member, by a member of the group. Raises CannotOpen."""
-        wrapper_key = self._signing_key(wraps.wrapper_of(wrapped))
-        if wrapper_key is None:
+        wrapper = self._log.state.last_known(wraps.wrapper_of(wrapped))
+        if wrapper is None:
             raise WrongKey("a key that somebody wrapped who has not been in the group")
         return wraps.unwrap(
             wrapped,
@@ -57,15 +60,8 @@ class Keyring:
             epoch=epoch,
             recipient=Recipient(identity.user_id, identity.rsa_thumbprint),
             rsa_key=identity.rsa,
-            wrapper_key=wrapper_key,
+            wrapper_key=wrapper.signing_key,
         )
-
-    def _signing_key(self, user_id: bytes) -> bytes | None:
-        """The last signing key of whoever is or was a member."""
-        for change in reversed(self._log.state.members.get(user_id, ())):
-            if change.entry:
-                return change.entry.signing_key
-        return None
 
     def _commitment(self, epoch: int) -> bytes:
         found = self._log.state.epoch(epoch)

@@ -77,6 +77,10 @@ class State(msgspec.Struct, array_like=True):
         changes = self.members.get(user_id)
         return changes[-1].entry if changes else None
 
+    def last_known(self, user_id: bytes) -> RosterEntry | None:
+        """What somebody is, or was when they were last a member."""
+        return next((change.entry for change in reversed(self.members.get(user_id, [])) if change.entry), None)
+
     def roster(self) -> dict[bytes, RosterEntry]:
         """The members now."""
         return {user_id: entry for user_id, changes in self.members.items() if (entry := changes[-1].entry)}

@@ -169,7 +169,11 @@ class Client:
 
     async def change_password(self, password: str, new_password: str) -> None:
         """Change the password. Every other login of the account ends."""
-        await self._session.change_password(PasswordChange(id=0, password=password, new_password=new_password))
+        await self.change_password_with(PasswordChange(id=0, password=password, new_password=new_password))
+
+    async def change_password_with(self, request: PasswordChange) -> None:
+        """Change the password with a request of one's own, which may carry a backup."""
+        await self._session.change_password(request)
 
     async def delete_account(self, password: str, *, delete_groups: bool = False) -> None:
         """Delete the account for good. Groups that it owns are transferred before, or deleted with it."""
@@ -338,6 +342,11 @@ class Client:
         followed.
         """
         return _Events(self._feed)
+
+    def check_running(self) -> None:
+        """Raise why no events come in any more, if so."""
+        if self._session.ended is not None:
+            raise self._session.ended.with_traceback(None)
 
     @property
     def has_events(self) -> bool:

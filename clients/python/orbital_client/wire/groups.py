@@ -19,7 +19,7 @@ from orbital_client.wire.ledger import Chain
 from orbital_client.wire.outgoing import Outgoing, Source, size_of
 from orbital_client.wire.sealing import Plain, Sealing
 from orbital_client.wire.transfers import PATIENCE_S
-from orbital_client.wire.uploads import Metadata, Place, PostedMedia, Progress, Upload
+from orbital_client.wire.uploads import Epochs, Metadata, Place, PostedMedia, Progress, Upload
 from orbital_protocol import ZERO_HASH, ZERO_ID, chain
 from orbital_protocol.codes import Kind, Role
 from orbital_protocol.frames import (
@@ -219,6 +219,7 @@ class Group:
         media_id: bytes | None = None,
         on_progress: Progress | None = None,
         seal: Sealing | None = None,
+        epochs: Epochs | None = None,
         patience_s: float = PATIENCE_S,
     ) -> PostedMedia:
         """Post a file in a thread; it goes on by itself as long as within `patience_s` anything becomes durable.
@@ -232,7 +233,7 @@ class Group:
         outgoing = Outgoing(source, await size_of(source) if size_bytes is None else size_bytes, sealing)
         upload = Upload(
             self._relay,
-            self,
+            epochs or self,
             Place(self.group_id, thread_id, media_id or uuid7(), sealing.encryption_iv),
             outgoing,
             metadata,

@@ -23,7 +23,6 @@ from orbital_client.wire.transfers import Pace
 from orbital_protocol import chain
 from orbital_protocol.codes import ErrorCode
 from orbital_protocol.frames import (
-    GroupGetOk,
     MediaAbort,
     MediaBegin,
     MediaBeginOk,
@@ -88,7 +87,7 @@ class Epochs(Protocol):
 
     async def key_epoch(self) -> int: ...
 
-    async def info(self) -> GroupGetOk: ...
+    async def info(self) -> object: ...
 
 
 class Upload:

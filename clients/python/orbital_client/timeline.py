@@ -1,0 +1,216 @@
+"""Reading a group: the log's events from any place on, and what it is made of, fetched again and checked against it."""
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from orbital_client.errors import CannotOpen, ChainFork, ClientClosed, LogBroken, MissingKey, Rejected, Withheld
+from orbital_client.replica import Replica
+from orbital_client.trust.board import Board, Post, post_of, sealed_post
+from orbital_client.trust.findings import Finding, Flaw
+from orbital_client.trust.index import Known
+from orbital_client.trust.log import POSTS
+from orbital_client.trust.opening import Opened, belongs, open_event
+from orbital_client.wire import Client
+from orbital_protocol.codes import Kind
+from orbital_protocol.frames import Event, EventList, EventListOk
+
+MESSAGES: Final = (Kind.THREAD_POSTED, Kind.REPLY_POSTED, Kind.MEDIA_POSTED)
+"""Kinds of what people see as a message."""
+
+_PAGE: Final = 100
+_NEAR: Final = 32  # events; what lies closer together is fetched in one page
+_WAITING: Final = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """An event, and what it says if it is a post: opened, or why not."""
+
+    event: Event
+    opened: Opened | None = None
+    problem: CannotOpen | None = None
+
+
+class Timeline:
+    """What a group's log says, to whoever reads it."""
+
+    def __init__(self, wire: Client, replica: Replica) -> None:
+        self._wire = wire
+        self._replica = replica
+
+    # ── opening ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def read(self, event: Event) -> Read:
+        """What an event says, if it is a post. What should not be is taken note of."""
+        if event.kind not in POSTS:
+            return Read(event)
+        try:
+            try:
+                return Read(event, self._open(event))
+            except Withheld:
+                await self._replica.catch_up()  # it may have been deleted a moment ago
+                return Read(event, self._open(event))
+        except CannotOpen as problem:
+            return Read(event, problem=problem)
+
+    def _open(self, event: Event) -> Opened:
+        replica = self._replica
+        if event.actor_id in replica.changed_keys:
+            raise Rejected(Finding(Flaw.KEY_CHANGED, replica.group_id, event.seq, event.actor_id))
+        try:
+            return open_event(replica.log, replica.keyring, event)
+        except Rejected as problem:
+            if problem.finding.flaw is Flaw.FORK and problem.finding not in replica.findings:
+                replica.find(problem.finding)
+            raise
+
+    def post(self, read: Read) -> Post:
+        """The message that a post is; what can't be opened says why."""
+        if read.opened is not None:
+            return post_of(read.opened)
+        known = self._replica.index.by_seq(read.event.seq)
+        if known is None or read.problem is None:
+            raise ValueError("only a post of the log is a message")
+        return sealed_post(read.event, known, read.problem)
+
+    # ── from a place on ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def follow(self, after_seq: int) -> AsyncIterator[Read]:
+        """Every event after this seq, those to come included; what lacked its key comes again once it is there.
+
+        Ends when the user sees no more of the group, or the client is closed. Raises LogBroken, and what ended the
+        session.
+        """
+        replica = self._replica
+        seq = after_seq
+        waiting: OrderedDict[int, Event] = OrderedDict()
+        keys = len(replica.keyring)
+        while True:
+            while seq < replica.log.position.seq:
+                for event in await self._next(seq):
+                    seq = event.seq
+                    read = await self.read(event)
+                    if isinstance(read.problem, MissingKey):
+                        waiting[seq] = event
+                        if len(waiting) > _WAITING:
+                            waiting.popitem(last=False)
+                    yield read
+            if keys != len(replica.keyring):
+                keys = len(replica.keyring)
+                for event in list(waiting.values()):
+                    read = await self.read(event)
+                    if not isinstance(read.problem, MissingKey):
+                        del waiting[event.seq]
+                        yield read
+                continue
+            replica.check()
+            if replica.gone is not None or self._is_closed():
+                return
+            await replica.pulse.wait()
+
+    def _is_closed(self) -> bool:
+        try:
+            self._wire.check_running()
+        except ClientClosed:
+            return True
+        return False
+
+    async def _next(self, seq: int) -> list[Event]:
+        """Some events after this seq: those that came not long ago, otherwise a page."""
+        event = self._replica.recent(seq + 1)
+        if event is not None:
+            return [event]
+        return await self._page(seq + 1, min(seq + _PAGE, self._replica.log.position.seq))
+
+    async def _page(self, first: int, last: int) -> list[Event]:
+        """The events from one seq to another, each checked against the log. Raises LogBroken."""
+        request = EventList(
+            id=0, group_id=self._replica.group_id, after_seq=first - 1, limit=min(last - first + 1, self._limit)
+        )
+        page = await self._wire.request(request, EventListOk)
+        events = [event for event in page.events if event.seq <= last]
+        if [event.seq for event in events] != list(range(first, first + len(events))) or not events:
+            raise self._broken(first, "the relay leaves out what it had shown before")
+        for event in events:
+            if not belongs(self._replica.log, event):
+                raise self._broken(event.seq, "the relay shows another event here than it had before")
+        return events
+
+    @property
+    def _limit(self) -> int:
+        return max(1, min(_PAGE, self._wire.limits.page_limit))
+
+    def _broken(self, seq: int, problem: str) -> LogBroken:
+        error = ChainFork(self._replica.group_id, seq, problem)
+        self._replica.break_off(error)
+        return error
+
+    # ── messages as they stand ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def latest(self, limit: int, before_seq: int | None = None) -> list[Post]:
+        """The last messages of the group, oldest first."""
+        return await self._posts(self._replica.index.latest(MESSAGES, before_seq=before_seq, limit=limit))
+
+    async def threads(self, limit: int, before_seq: int | None = None) -> list[Post]:
+        """The last threads of the group, oldest first."""
+        return await self._posts(self._replica.index.latest((Kind.THREAD_POSTED,), before_seq=before_seq, limit=limit))
+
+    async def thread(self, thread_id: bytes) -> list[Post]:
+        """A thread and all that was posted in it, oldest first."""
+        index = self._replica.index
+        start = index.by_id(thread_id)
+        known = [start] if start else []
+        return await self._posts([*known, *(child for child in index.children(thread_id) if child.kind in MESSAGES)])
+
+    async def message(self, message_id: bytes) -> Post | None:
+        """One message as it stands."""
+        known = self._replica.index.by_id(message_id)
+        posts = await self._posts([known] if known and known.kind in MESSAGES else [])
+        return posts[0] if posts else None
+
+    async def _posts(self, wanted: list[Known]) -> list[Post]:
+        index = self._replica.index
+        annotations = [
+            child
+            for known in wanted
+            if not known.erased_at
+            for child in index.children(known.object_id)
+            if child.kind == Kind.ANNOTATION_POSTED and child.counts and not child.erased_at
+        ]
+        board = Board(self._replica.log.role_at)
+        for event in await self._fetch(known.seq for known in (*wanted, *annotations)):
+            read = await self.read(event)
+            if event.kind in MESSAGES:
+                board.put(self.post(read))
+            elif read.opened is not None:  # an edit or reaction that can't be read leaves the message as it was
+                board.annotate(read.opened)
+        return list(board)
+
+    async def _fetch(self, seqs: Iterable[int]) -> list[Event]:
+        """These events, in the order of the log; a page for those that lie close together."""
+        wanted = sorted(set(seqs))
+        found: dict[int, Event] = {}
+        for first, last in _ranges(wanted):
+            at = first
+            while at <= last:
+                recent = self._replica.recent(at)
+                events = [recent] if recent is not None else await self._page(at, last)
+                found |= {event.seq: event for event in events}
+                at = events[-1].seq + 1
+        return [found[seq] for seq in wanted]
+
+
+def _ranges(seqs: list[int]) -> list[tuple[int, int]]:
+    """Ranges that have all of these, none of them with a long gap."""
+    if not seqs:
+        return []
+    ranges = []
+    first = seqs[0]
+    for seq, following in pairwise(seqs):
+        if following - seq > _NEAR:
+            ranges.append((first, seq))
+            first = following
+    return [*ranges, (first, seqs[-1])]
