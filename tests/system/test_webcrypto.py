@@ -19,7 +19,7 @@ BROWSERS = ("chromium-headless-shell", "chromium")
 SCRIPT = Path(__file__).with_name("webcrypto.js")
 VECTORS = load("crypto")
 
-# What a page can't make again, or nothing is computed of: contents as other clients write them are MessagePack alone.
+# Nothing in these is computed: contents as other clients write them are a matter of MessagePack alone.
 NOT_HERE = {"about", "contents"}
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
