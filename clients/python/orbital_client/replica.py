@@ -4,7 +4,8 @@ import asyncio
 from collections import deque
 from typing import Final
 
-from orbital_client.errors import ChainFork, LogBroken, OrbitalError
+from orbital_client.crypto.groupkeys import GroupKey
+from orbital_client.errors import CannotOpen, ChainFork, LogBroken, OrbitalError
 from orbital_client.people import People
 from orbital_client.pulse import Pulse
 from orbital_client.store import Expected, Source, Store, StoredIndex
@@ -44,10 +45,12 @@ class Replica:
         self._store = store
         self._people = people
         self._recent: deque[Event] = deque(maxlen=_RECENT)
-        self._expected = store.expected(log.group_id)
-        self._overdue = set(self._expected)
+        self._offered: list[GroupKey] = []
+        self._expected: dict[int, Expected] = {}
         self._catching_up = asyncio.Lock()
-        self._saved = -1
+        for expected in store.expected(log.group_id).values():
+            self.expect(expected)
+        self._overdue = set(self._expected)
 
     @property
     def group_id(self) -> bytes:
@@ -114,6 +117,7 @@ class Replica:
                 self.find(Finding(Flaw.KEY_CHANGED, self.group_id, user_id=user_id, detail=self._people.name(user_id)))
             self.changed_keys = changed
         self._store.put_state(self.group_id, self.log.save())
+        self._take_offered()
         self.pulse.beat()
 
     def find(self, finding: Finding) -> None:
@@ -125,6 +129,21 @@ class Replica:
         """This group's log can't be trusted from here on."""
         self.broken = error
         self.pulse.beat()
+
+    def offer(self, *keys: GroupKey) -> None:
+        """Keys that are the group's if the log says so, once it has come so far."""
+        self._offered += keys
+        self._take_offered()
+
+    def _take_offered(self) -> None:
+        for key in list(self._offered):
+            if key.epoch <= self.log.key_epoch and self.log.position.seq:
+                self._offered.remove(key)
+                try:
+                    if self.keyring.add(key):
+                        self._store.put_secrets(self.group_id, self.keyring.secrets())
+                except CannotOpen as problem:
+                    self.find(Finding(Flaw.WRONG_KEY, self.group_id, detail=str(problem)))
 
     def keep_keys(self) -> None:
         """Store the keys, and wake whoever waits for them."""

@@ -55,6 +55,14 @@ class Sender:
             raise CannotPost(f"the group needs a new key, and {what}: it is sent as soon as you try again after that")
         return key
 
+    async def key_epoch(self) -> int:
+        """The epoch of the key in force (`wire.uploads.Epochs`)."""
+        return (await self.key()).epoch
+
+    async def info(self) -> None:
+        """Learn what the log has by now."""
+        await self._replica.catch_up()
+
     def _is_stuck(self) -> bool:
         replica = self._replica
         return replica.broken is not None or replica.gone is not None or bool(replica.changed_keys)

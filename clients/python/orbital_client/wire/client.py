@@ -361,6 +361,13 @@ class Client:
             after = Cursor(group_id=group_id, seq=info.seq, hash=info.hash)
         self._feed.follow(after)
 
+    def follow_from(self, position: Cursor) -> None:
+        """Follow a group after this position, from the next subscription on; nothing changes for one that is followed.
+
+        A group whose log was found broken is followed no more.
+        """
+        self._feed.follow(position)
+
     def unfollow(self, group_id: bytes) -> None:
         """Follow a group no more, and forget how far it was read."""
         self._feed.unfollow(group_id)

@@ -380,14 +380,25 @@ class Group:
 
     # ── invites ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def invite(self, *, expires_at: int = 0, max_uses: int = 0, sealed_group_key: bytes = NO_KEY) -> InviteLink:
-        """Make an invite link. `expires_at` 0: never; `max_uses` 0: unlimited."""
+    async def invite(
+        self,
+        *,
+        expires_at: int = 0,
+        max_uses: int = 0,
+        sealed_group_key: bytes = NO_KEY,
+        invite_id: bytes | None = None,
+        secret: bytes | None = None,
+    ) -> InviteLink:
+        """Make an invite link. `expires_at` 0: never; `max_uses` 0: unlimited.
+
+        `invite_id` and `secret` are what the group key was sealed with, where one is.
+        """
         inviter = self._relay.identity
         draft = InviteLink(
             invite_code="",
             group_id=self.group_id,
-            invite_id=uuid7(),
-            secret=secrets.token_bytes(_SECRET_BYTES),
+            invite_id=invite_id or uuid7(),
+            secret=secret or secrets.token_bytes(_SECRET_BYTES),
             inviter_id=inviter.user_id,
             inviter_signing_key=inviter.signing_key,
             seq=0,
