@@ -411,7 +411,7 @@ class Group:
             epochs=self._sender,
         )
         at = Posted(posted.media_id, posted.seq, posted.hash, posted.created_at, posted.duplicate)
-        self._replica.acknowledge(at)
+        await self._replica.acknowledge(at)
         said = {"sent_at": sent_at, "text": caption, "file": told[-1], "file_iv": sealing.encryption_iv}
         return self._posted(at, Kind.MEDIA_POSTED, thread_id, **said)
 

@@ -19,6 +19,7 @@ from orbital_protocol.statements import KeyReplaced
 
 _RECENT: Final = 256
 _FINDINGS: Final = 256
+_SOON_S: Final = 5.0
 
 
 class Replica:
@@ -151,9 +152,17 @@ class Replica:
         self._store.commit()
         self.pulse.beat()
 
-    def acknowledge(self, posted: Posted) -> None:
-        """The relay has confirmed a post: the log must have it there."""
+    async def acknowledge(self, posted: Posted) -> None:
+        """The relay has confirmed a post: the log must have it there, and soon, so that its author reads it too."""
         self.expect(Expected(posted.seq, posted.hash, Source.POST))
+        if not await self.pulse.until(lambda: self._is_past(posted.seq), _SOON_S):
+            await self.catch_up()
+            if not self._is_past(posted.seq):
+                self._miss(self._expected[posted.seq])
+                self.settle()
+
+    def _is_past(self, seq: int) -> bool:
+        return self.log.position.seq >= seq or self.broken is not None or self.gone is not None
 
     def expect(self, event: Expected) -> None:
         """The log must have this, now or once it has come so far."""

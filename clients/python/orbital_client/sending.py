@@ -109,6 +109,6 @@ class Sender:
             except NotFound:
                 await self._replica.catch_up()  # it may be this user who is gone
                 raise
-            self._replica.acknowledge(posted)
+            await self._replica.acknowledge(posted)
             return posted
         raise CannotPost("the group's key keeps changing")
