@@ -180,6 +180,12 @@ def test_wraps_that_must_not_open(case: Case) -> None:
         unwrapped(case).check(x(CRYPTO["wraps"]["commitment"]))
 
 
+def test_what_another_got_opens_for_them() -> None:
+    [others] = [case for case in CRYPTO["wraps"]["refused"] if case["name"] == "for another recipient"]
+    [carols] = [case for case in CRYPTO["wraps"]["opened"] if case["recipient"] == "carol"]
+    assert others["wrapped"] == carols["wrapped"]
+
+
 # ── envelopes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -256,6 +262,14 @@ def test_envelopes_that_must_not_open(case: Case) -> None:
     key = GroupKey(place.group_id, place.epoch, SECRETS[place.epoch])
     with fails_as(case):
         envelopes.unseal(key, place, x(case["envelope"]), signing_key)
+
+
+def test_what_was_moved_opens_where_it_belongs() -> None:
+    [reply] = [case for case in CRYPTO["envelopes"] if case["name"] == "reply"]
+    moved = [case for case in CRYPTO["refused_envelopes"] if case["place"] != reply["place"]]
+    differences = [{name for name in reply["place"] if case["place"][name] != reply["place"][name]} for case in moved]
+    assert sorted(map(sorted, differences)) == sorted([name] for name in reply["place"])
+    assert {case["envelope"] for case in moved} == {reply["envelope"]}
 
 
 @pytest.mark.parametrize("case", **named(CRYPTO["contents"], "name"))
