@@ -6,6 +6,7 @@ intake      from the connection to the replicas          replica     a group's v
 timeline    reading: followed, or fetched and checked    sending     sealed, sent, held to the acknowledgement
 keeper      what is done by itself                       rekeying    a new key for a group
 account     keys, their backup, a second device          people      names, and keys that are known
+bots        members that are programs
 store       what must not be forgotten (`store.sql`)     pulse       wake-ups
 trust       what members check, without I/O              crypto      what is sealed under which key
 wire        connections and requests, of opaque bytes    links       invite links
@@ -13,6 +14,7 @@ identity    a user's keys                                files       private fil
 errors      all that is raised
 """
 
+from orbital_client.bots import Bot
 from orbital_client.client import Client, GroupEntered, Notice
 from orbital_client.errors import (
     AccountRefused,
@@ -51,6 +53,7 @@ __all__ = [
     "AccountRefused",
     "AdmissionNeeded",
     "BackupRolledBack",
+    "Bot",
     "CannotOpen",
     "CannotPost",
     "Client",

@@ -1,6 +1,7 @@
 """Who one is: keys that are made here, go into a backup that only the passphrase opens, and come back from it."""
 
 import asyncio
+import secrets
 from collections.abc import Iterable
 from typing import Final
 
@@ -9,6 +10,7 @@ from msgspec.structs import replace
 from orbital_client.crypto import backups
 from orbital_client.crypto.backups import Backup, Known, Pin
 from orbital_client.crypto.passphrases import Secrets
+from orbital_client.crypto.primitives import KEY_BYTES
 from orbital_client.errors import BackupRolledBack, ClientClosed, NotFound, OutOfDate, WrongPassphrase
 from orbital_client.identity import Identity
 from orbital_client.store import Account, Expected, Pinned, Source, Store
@@ -44,20 +46,29 @@ class Accounts:
         self, username: str, passphrase: str, *, registration_code: str | None = None, device: str = ""
     ) -> Identity:
         """Make keys and an account for them, and keep a backup of them at the relay."""
-        secrets = await asyncio.to_thread(Secrets.of, username, passphrase)
+        known = await asyncio.to_thread(Secrets.of, username, passphrase)
         identity = await asyncio.to_thread(Identity.generate)
         await self._wire.register(
-            username, secrets.password, identity, registration_code=registration_code, device_name=device
+            username, known.password, identity, registration_code=registration_code, device_name=device
         )
-        self.remember(username, identity, secrets.backup_key)
+        self.remember(username, identity, known.backup_key)
         await self.back_up(identity, [])
         return identity
 
+    async def register_bot(self, username: str, *, registration_code: str | None = None) -> tuple[Identity, str, bytes]:
+        """Make a bot's account; return its keys, its password, and what opens the backup of its keys."""
+        password, backup_key = secrets.token_urlsafe(32), secrets.token_bytes(KEY_BYTES)
+        identity = await asyncio.to_thread(Identity.generate, is_bot=True)
+        await self._wire.register(username, password, identity, registration_code=registration_code, device_name="bot")
+        self.remember(username, identity, backup_key)
+        await self.back_up(identity, [])
+        return identity, password, backup_key
+
     async def login(self, username: str, passphrase: str, *, device: str = "") -> Identity:
         """Log in on a machine that may be empty: the keys come from the backup. Raises WrongPassphrase, Malformed."""
-        secrets = await asyncio.to_thread(Secrets.of, username, passphrase)
-        user_id = await self._wire.login(username, secrets.password, device_name=device)
-        return await self.restore(username, user_id, secrets.backup_key)
+        known = await asyncio.to_thread(Secrets.of, username, passphrase)
+        user_id = await self._wire.login(username, known.password, device_name=device)
+        return await self.restore(username, user_id, known.backup_key)
 
     async def restore(self, username: str, user_id: bytes, backup_key: bytes) -> Identity:
         """Open the backup of whoever is signed in, and keep what is in it.

@@ -102,7 +102,7 @@ class Client:
 
     async def close(self) -> None:
         """Back up what is not backed up, end the connection, keep the store, and leave nothing running."""
-        if self._dirty.is_set() and self._identity is not None:
+        if self._dirty.is_set() and self._identity is not None and not self._identity.is_bot:
             with contextlib.suppress(OrbitalError, TimeoutError):
                 async with asyncio.timeout(_LAST_BACKUP_S):
                     await self._accounts.back_up(self._identity, self._known())
@@ -136,6 +136,22 @@ class Client:
         await self.wire.authenticate(identity)
         await self._start(identity)
 
+    async def register_bot(self, username: str, *, registration_code: str | None = None) -> tuple[str, bytes]:
+        """Make a bot's account, and sign in; return its password, and what opens the backup of its keys."""
+        identity, password, backup_key = await self._accounts.register_bot(
+            username, registration_code=registration_code
+        )
+        await self._start(identity)
+        return password, backup_key
+
+    async def authenticate_bot(self, token: str, backup_key: bytes) -> None:
+        """Sign in as a bot: its keys come from its backup. Raises NotAuthenticated, WrongPassphrase, Malformed."""
+        user_id = await self.wire.authenticate(token=token)
+        account = self.store.account()
+        name = account.username if account and account.user_id == user_id else ""
+        await self._start(await self._accounts.restore(name, user_id, backup_key))
+        await self.people.learn([user_id])
+
     async def logout(self) -> None:
         """End this login at the relay. The keys stay in the store."""
         await self.wire.logout()
@@ -162,7 +178,8 @@ class Client:
 
     async def _start(self, identity: Identity) -> None:
         self._identity = identity
-        self.people.hear(identity.user_id, self.username, identity.public_key)
+        if self.username:
+            self.people.hear(identity.user_id, self.username, identity.public_key)
         self._own("intake", self._intake.run())
         self._own("backups", self._back_up())
         await self.refresh()
@@ -407,8 +424,8 @@ class Client:
         ]
 
     async def _back_up(self) -> None:
-        """Back up some time after pins or groups have changed."""
-        while True:
+        """Back up some time after pins or groups have changed. A bot's token lacks the right to."""
+        while not self.identity.is_bot:
             await self._dirty.wait()
             await asyncio.sleep(_BACKUP_AFTER_S)
             self._dirty.clear()

@@ -213,6 +213,10 @@ class Group:
         person = self._people.person(entry)
         return Member(entry.user_id, person.name, Role(entry.role), entry.is_bot, person.is_verified)
 
+    def has_member(self, user_id: bytes) -> bool:
+        """Whether somebody is in it, as far as its log has come."""
+        return user_id in self._replica.log.roster
+
     def person(self, user_id: bytes) -> Person:
         """A member's keys, to be compared. Raises KeyError for whoever is no member."""
         return self._people.person(self._replica.log.roster[user_id])

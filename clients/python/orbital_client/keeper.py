@@ -9,7 +9,7 @@ from typing import Final
 from orbital_client.crypto import contents, envelopes
 from orbital_client.crypto.envelopes import NO_KIND, Field, Place
 from orbital_client.crypto.jwk import rsa_key
-from orbital_client.errors import CannotOpen, ClientClosed, Closed, KeyChanged, OrbitalError, Refused
+from orbital_client.errors import CannotOpen, ClientClosed, Closed, KeyChanged, NotFound, OrbitalError, Refused
 from orbital_client.identity import Identity, thumbprint
 from orbital_client.people import People
 from orbital_client.rekeying import rekey, wrap_for
@@ -53,6 +53,8 @@ class Keeper:
                     backoff = Backoff()
             except (ClientClosed, Closed):
                 return
+            except NotFound:
+                wait_s = None if await self._replica.has_gone() else backoff.next_s(None)
             except (OrbitalError, OSError) as error:
                 log.warning("group %s could not be looked after: %s", self._replica.group_id.hex(), error)
                 wait_s = backoff.next_s(None)

@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from msgspec.structs import replace
-
 from orbital_client.crypto.fingerprints import fingerprint
 from orbital_client.crypto.jwk import rsa_key
 from orbital_client.errors import NotFound, WrongKey
@@ -93,7 +91,7 @@ class People:
         """Somebody's old key has signed for a new one."""
         pin = self._store.pin(before.user_id)
         if pin is not None and (pin.signing_key, pin.rsa_thumbprint) == (before.signing_key, before.rsa_thumbprint):
-            self._store.put_pin(replace(pin, signing_key=after.signing_key, rsa_thumbprint=after.rsa_thumbprint))
+            self._pin(after)  # no longer verified: nobody has compared this one
 
     def accept(self, entry: RosterEntry, *, is_verified: bool) -> None:
         """From now on these are somebody's keys."""

@@ -173,6 +173,10 @@ class Replica:
             self._miss(event)
             self.pulse.beat()
 
+    async def has_gone(self) -> bool:
+        """After the relay has said that there is no such group: whether this user sees it no more, which comes soon."""
+        return await self.pulse.until(lambda: self.gone is not None or self.broken is not None, _SOON_S)
+
     def recent(self, seq: int) -> Event | None:
         """The event at this seq, if it came not long ago."""
         if not self._recent or not self._recent[0].seq <= seq <= self._recent[-1].seq:

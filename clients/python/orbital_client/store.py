@@ -45,6 +45,18 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         return f"Account({self.username})"
 
 
+class StoredBot(msgspec.Struct, frozen=True, kw_only=True):
+    """A bot that was made here: with its password, it can be ended from here."""
+
+    username: str
+    password: str
+    token_id: bytes
+    backup_key: bytes
+
+    def __repr__(self) -> str:
+        return f"StoredBot({self.username})"
+
+
 class Pinned(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody's keys as they are known here. `is_verified`: compared by people."""
 
@@ -160,6 +172,21 @@ class Store:
             self._run("DELETE FROM account WHERE name = 'tokens'")
         else:
             self._put_value("tokens", tokens)
+
+    def bot(self, username: str) -> StoredBot | None:
+        """A bot that was made here."""
+        return self._value(f"bot {username}", StoredBot)
+
+    def put_bot(self, bot: StoredBot) -> None:
+        self._put_value(f"bot {bot.username}", bot)
+
+    def bots(self) -> list[StoredBot]:
+        """All bots that were made here."""
+        names = [name for (name,) in self._rows("SELECT name FROM account WHERE name LIKE 'bot %' ORDER BY name")]
+        return [bot for name in names if (bot := self._value(name, StoredBot))]
+
+    def forget_bot(self, username: str) -> None:
+        self._run("DELETE FROM account WHERE name = ?", f"bot {username}")
 
     def _value(self, name: str, kind: type[V]) -> V | None:
         rows = self._rows("SELECT value FROM account WHERE name = ?", name)

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from orbital_client.errors import CannotOpen, ChainFork, ClientClosed, LogBroken, MissingKey, Rejected, Withheld
+from orbital_client.errors import (
+    CannotOpen,
+    ChainFork,
+    ClientClosed,
+    LogBroken,
+    MissingKey,
+    NotFound,
+    Rejected,
+    Withheld,
+)
 from orbital_client.replica import Replica
 from orbital_client.trust.board import Board, Post, post_of, sealed_post
 from orbital_client.trust.findings import Finding, Flaw
@@ -84,6 +93,14 @@ class Timeline:
         Ends when the user sees no more of the group, or the client is closed. Raises LogBroken, and what ended the
         session.
         """
+        try:
+            async for read in self._follow(after_seq):
+                yield read
+        except NotFound:
+            if not await self._replica.has_gone():
+                raise
+
+    async def _follow(self, after_seq: int) -> AsyncIterator[Read]:
         replica = self._replica
         seq = after_seq
         waiting: OrderedDict[int, Event] = OrderedDict()

@@ -41,9 +41,8 @@ class FileSealing:
         return cls(group_id, media_id, size_bytes, secrets.token_bytes(KEY_BYTES), iv)
 
     def stored_bytes(self, size_bytes: int) -> int:
-        """How large a file of so many bytes is in the store. An empty one is one empty segment."""
-        padded = padded_bytes(size_bytes)
-        return padded + TAG_BYTES * max(1, -(-padded // PLAIN_BYTES))
+        """How large a file of so many bytes is in the store."""
+        return stored_bytes(size_bytes)
 
     def seal(self, index: int, is_last: bool, segment: bytes) -> bytes:
         """Pad and seal a segment's share of the file."""
@@ -74,6 +73,12 @@ class FileSealing:
     @property
     def _place(self) -> bytes:
         return PREFIX + self.group_id + self.media_id
+
+
+def stored_bytes(size_bytes: int) -> int:
+    """How large a sealed file of so many bytes is: padded, and a tag for each segment, of which it has at least one."""
+    padded = padded_bytes(size_bytes)
+    return padded + TAG_BYTES * max(1, -(-padded // PLAIN_BYTES))
 
 
 def padded_bytes(size_bytes: int) -> int:

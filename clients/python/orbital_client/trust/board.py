@@ -85,7 +85,10 @@ class Board:
 
     def __init__(self, role_at: RoleAt) -> None:
         self._role_at = role_at
+        self._posted: dict[bytes, Post] = {}
         self._posts: dict[bytes, Post] = {}
+        self._acts: dict[bytes, dict[bytes, Opened]] = {}
+        self._targets: dict[bytes, bytes] = {}
 
     def __iter__(self) -> Iterator[Post]:
         return iter(self._posts.values())
@@ -95,29 +98,43 @@ class Board:
 
     def put(self, post: Post) -> None:
         """A message was posted, or can be read now."""
-        self._posts[post.id] = post
+        self._posted[post.id] = post
+        self._fold(post.id)
 
-    def erase(self, message_id: bytes, seq: int) -> Post | None:
-        """A message was deleted, or has expired: nothing of it is left but its place."""
-        post = self._posts.get(message_id)
+    def erase(self, object_id: bytes, seq: int) -> Post | None:
+        """A message was deleted, or has expired, and nothing is left but its place; or what was done with one was.
+
+        Returns the message as it is then.
+        """
+        if (target_id := self._targets.pop(object_id, None)) is not None:
+            del self._acts[target_id][object_id]
+            return self._fold(target_id)
+        post = self._posted.get(object_id)
         if post is None:
             return None
-        blank = replace(
-            post, title="", text="", file=None, reactions=_NONE, problem=None, is_pinned=False, erased_at=seq
-        )
-        self._posts[message_id] = blank
-        return blank
+        self._posted[object_id] = replace(post, title="", text="", file=None, problem=None, erased_at=seq)
+        return self._fold(object_id)
 
     def annotate(self, opened: Opened) -> Post | None:
-        """Apply an annotation; return the message as it is then, None if the annotation counts for nothing."""
-        act, event = opened.act, opened.event
-        post = self._posts.get(event.target_id or ZERO_ID)
-        if act is None or post is None or post.erased_at:
+        """Apply an annotation; return the message as it is then, None where there is none to annotate."""
+        event, target_id = opened.event, opened.event.target_id or ZERO_ID
+        post = self._posted.get(target_id)
+        if opened.act is None or post is None or post.erased_at:
             return None
-        changed = self._changed(post, act, event)
-        if changed is not None:
-            self._posts[post.id] = changed
-        return changed
+        self._acts.setdefault(target_id, {})[event.object_id] = opened
+        self._targets[event.object_id] = target_id
+        self._posts[target_id] = self._changed(self._posts[target_id], opened.act, event) or self._posts[target_id]
+        return self._posts[target_id]
+
+    def _fold(self, message_id: bytes) -> Post:
+        """What a message is, after all that was done with it."""
+        post = self._posted[message_id]
+        if not post.erased_at:
+            for opened in self._acts.get(message_id, {}).values():
+                if opened.act is not None:
+                    post = self._changed(post, opened.act, opened.event) or post
+        self._posts[message_id] = post
+        return post
 
     def _changed(self, post: Post, act: AnyAct, event: Event) -> Post | None:
         match act:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from orbital_client.crypto import wraps
 from orbital_client.crypto.groupkeys import GroupKey
 from orbital_client.crypto.wraps import Recipient
-from orbital_client.errors import WrongKey
+from orbital_client.errors import CannotOpen, ForgedAuthor, WrongKey
 from orbital_client.identity import Identity
 from orbital_client.trust.log import Log
 
@@ -51,17 +51,20 @@ class Keyring:
 
     def unwrap(self, identity: Identity, epoch: int, wrapped: bytes) -> GroupKey:
         """The key in a wrap for this member, by a member of the group. Raises CannotOpen."""
-        wrapper = self._log.state.last_known(wraps.wrapper_of(wrapped))
-        if wrapper is None:
-            raise WrongKey("a key that somebody wrapped who has not been in the group")
-        return wraps.unwrap(
-            wrapped,
-            group_id=self._log.group_id,
-            epoch=epoch,
-            recipient=Recipient(identity.user_id, identity.rsa_thumbprint),
-            rsa_key=identity.rsa,
-            wrapper_key=wrapper.signing_key,
-        )
+        failure: CannotOpen = WrongKey("a key that somebody wrapped who has not been in the group")
+        for wrapper_key in self._log.state.signing_keys(wraps.wrapper_of(wrapped)):
+            try:
+                return wraps.unwrap(
+                    wrapped,
+                    group_id=self._log.group_id,
+                    epoch=epoch,
+                    recipient=Recipient(identity.user_id, identity.rsa_thumbprint),
+                    rsa_key=identity.rsa,
+                    wrapper_key=wrapper_key,
+                )
+            except ForgedAuthor as problem:
+                failure = problem
+        raise failure
 
     def _commitment(self, epoch: int) -> bytes:
         found = self._log.state.epoch(epoch)

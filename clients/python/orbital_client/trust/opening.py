@@ -6,6 +6,7 @@ from hashlib import sha256
 from orbital_client.crypto import contents, envelopes
 from orbital_client.crypto.contents import AnyAct, Body, Content, File, Title
 from orbital_client.crypto.envelopes import Field, Place
+from orbital_client.crypto.segments import stored_bytes
 from orbital_client.errors import BadSeal, Malformed, MissingKey, Rejected, Withheld
 from orbital_client.trust.findings import Finding, Flaw
 from orbital_client.trust.index import Known
@@ -76,7 +77,7 @@ def open_event(log: Log, keyring: Keyring, event: Event) -> Opened:
         case _:
             file = contents.file(opened(Field.METADATA, event.encrypted_metadata))
             _check_head(log, event, file)
-            if file.root != event.root:
+            if file.root != event.root or stored_bytes(file.size_bytes) != event.size_bytes:
                 raise Malformed("the file is not the one that its author describes")
             return Opened(event, known, file=file)
 

@@ -81,6 +81,11 @@ class State(msgspec.Struct, array_like=True):
         """What somebody is, or was when they were last a member."""
         return next((change.entry for change in reversed(self.members.get(user_id, [])) if change.entry), None)
 
+    def signing_keys(self, user_id: bytes) -> list[bytes]:
+        """All signing keys that somebody has had as a member, the newest first."""
+        keys = [change.entry.signing_key for change in reversed(self.members.get(user_id, [])) if change.entry]
+        return list(dict.fromkeys(keys))
+
     def roster(self) -> dict[bytes, RosterEntry]:
         """The members now."""
         return {user_id: entry for user_id, changes in self.members.items() if (entry := changes[-1].entry)}

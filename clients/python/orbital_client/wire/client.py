@@ -158,10 +158,11 @@ class Client:
         """Act as this identity, which came from the account's backup."""
         self._identity = identity
 
-    async def authenticate(self, identity: Identity | None = None, *, token: str | None = None) -> None:
-        """Sign in with the kept tokens of an earlier login, or with a bot's token. The identity is as in `login`."""
+    async def authenticate(self, identity: Identity | None = None, *, token: str | None = None) -> bytes:
+        """Sign in with an earlier login's kept tokens, or with a bot's token; return the user's id. As `login` else."""
         self._identity = identity
         await self._session.take_up(token)
+        return self._session.user_id
 
     async def logout(self) -> None:
         """End this login at the relay, forget its tokens, and stop."""

@@ -26,6 +26,7 @@ from orbital_client.errors import (
 from orbital_client.wire.backoff import Backoff
 from orbital_client.wire.connection import Closure, Connection, NotSent
 from orbital_client.wire.stores import Tokens, TokenStore
+from orbital_protocol import ZERO_ID
 from orbital_protocol.codes import CloseCode
 from orbital_protocol.frames import (
     AccountDelete,
@@ -111,6 +112,8 @@ class Session:
         backoff: Backoff | None = None,
     ) -> None:
         self.ended: Exception | None = None
+        self.user_id = ZERO_ID
+        """Who is signed in."""
         self._url = url
         self._owner = owner
         self._tokens = tokens
@@ -358,7 +361,9 @@ class Session:
         token = self._bot_token or (self._held.access_token if self._held and not self._expired else None)
         if token is not None:
             try:
-                return (await ask(Authenticate(id=0, access_token=token), AuthenticateOk)).groups
+                answer = await ask(Authenticate(id=0, access_token=token), AuthenticateOk)
+                self.user_id = answer.user_id
+                return answer.groups
             except NotAuthenticated:
                 if self._bot_token is not None:
                     raise
@@ -380,6 +385,7 @@ class Session:
 
     async def _hold(self, answer: SessionOk) -> None:
         self._held = Tokens.of(answer)
+        self.user_id = answer.user_id
         self._refresh_at = math.inf
         self._look_at = 0
         self._expired = False
