@@ -105,7 +105,7 @@ class Client:
         if self._dirty.is_set() and self._identity is not None and not self._identity.is_bot:
             with contextlib.suppress(OrbitalError, TimeoutError):
                 async with asyncio.timeout(_LAST_BACKUP_S):
-                    await self._accounts.back_up(self._identity, self._known())
+                    await self.back_up()
         await self.wire.close()
         tasks = list(self._tasks.values())
         for task in tasks:
@@ -423,13 +423,18 @@ class Client:
             if replica.gone is None and replica.broken is None and replica.log.position.seq
         ]
 
+    async def back_up(self) -> None:
+        """Back up keys, pins and how far groups were verified, now; it is done by itself some time after a change."""
+        self._dirty.clear()
+        await self._accounts.back_up(self.identity, self._known())
+
     async def _back_up(self) -> None:
         """Back up some time after pins or groups have changed. A bot's token lacks the right to."""
         while not self.identity.is_bot:
             await self._dirty.wait()
             await asyncio.sleep(_BACKUP_AFTER_S)
-            self._dirty.clear()
             try:
-                await self._accounts.back_up(self.identity, self._known())
+                if self._dirty.is_set():
+                    await self.back_up()
             except OrbitalError as error:
                 log.warning("the keys could not be backed up: %s", error)

@@ -194,11 +194,17 @@ class Group:
         return self._people.name(user_id)
 
     async def live(self, timeout_s: float = 30.0) -> None:
-        """Wait until everything up to the relay's head has come. Raises TimeoutError, LogBroken."""
+        """Wait until everything up to the relay's head has come, and keys and name were asked for.
+
+        Raises TimeoutError, LogBroken.
+        """
         replica = self._replica
-        is_settled = await replica.pulse.until(
-            lambda: replica.is_live or replica.broken is not None or replica.gone is not None, timeout_s
-        )
+
+        def is_ready() -> bool:
+            is_over = replica.broken is not None or replica.gone is not None
+            return is_over or (replica.is_live and self._keeper.has_looked)
+
+        is_settled = await replica.pulse.until(is_ready, timeout_s)
         replica.check()
         if not is_settled:
             raise TimeoutError(f"the group's log has not come within {timeout_s} s")

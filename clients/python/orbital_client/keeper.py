@@ -9,7 +9,16 @@ from typing import Final
 from orbital_client.crypto import contents, envelopes
 from orbital_client.crypto.envelopes import NO_KIND, Field, Place
 from orbital_client.crypto.jwk import rsa_key
-from orbital_client.errors import CannotOpen, ClientClosed, Closed, KeyChanged, NotFound, OrbitalError, Refused
+from orbital_client.errors import (
+    CannotOpen,
+    CannotPost,
+    ClientClosed,
+    Closed,
+    KeyChanged,
+    NotFound,
+    OrbitalError,
+    Refused,
+)
 from orbital_client.identity import Identity, thumbprint
 from orbital_client.people import People
 from orbital_client.rekeying import rekey, wrap_for
@@ -34,6 +43,8 @@ class Keeper:
     def __init__(self, replica: Replica, people: People, identity: Identity) -> None:
         self.name = ""
         """What the group is called, as far as it could be opened."""
+        self.has_looked = False
+        """Whether keys and name have been asked for, once the log had come."""
         self._replica = replica
         self._people = people
         self._identity = identity
@@ -50,6 +61,7 @@ class Keeper:
                 wait_s: float | None = None
                 if self._replica.is_live and self._replica.gone is None:
                     wait_s = None if await self._tend() else _LOOK_S
+                    self._look()
                     backoff = Backoff()
             except (ClientClosed, Closed):
                 return
@@ -58,7 +70,13 @@ class Keeper:
             except (OrbitalError, OSError) as error:
                 log.warning("group %s could not be looked after: %s", self._replica.group_id.hex(), error)
                 wait_s = backoff.next_s(None)
+                self._look()
             await self._replica.pulse.wait(wait_s, beat)
+
+    def _look(self) -> None:
+        if not self.has_looked:
+            self.has_looked = True
+            self._replica.pulse.beat()
 
     def knock(self, request: JoinRequest) -> None:
         """Somebody asks to be admitted."""
@@ -70,9 +88,12 @@ class Keeper:
         replica = self._replica
         if self._identity.user_id not in replica.log.roster:
             return True
+        if not self._people.knows(replica.log.roster):
+            for member in await replica.wire.members():
+                self._people.hear(member.user_id, member.username, member.public_key)
         if replica.keyring.current is None:
             await self._fetch_keys()
-        if replica.log.state.rekey_due and not replica.changed_keys:
+        if replica.log.state.rekey_due and not replica.changed_keys and not replica.log.state.tainted_at:
             await self._rekey()
         if replica.log.state.name.hash != self._name_hash:
             await self.learn_name()
@@ -164,7 +185,7 @@ class Keeper:
                 del self._knocks[request.user_id]
                 try:
                     await self.admit(request)
-                except (KeyChanged, Refused) as error:
+                except (CannotPost, KeyChanged, Refused) as error:
                     log.info("nobody admitted to group %s: %s", replica.group_id.hex(), error)
 
     def _has_link(self, request: JoinRequest) -> bool:
@@ -184,8 +205,10 @@ class Keeper:
         """Make a member of somebody who knocks, with the key in force."""
         replica = self._replica
         key = replica.keyring.current
+        if replica.log.state.tainted_at:
+            raise CannotPost("the relay has logged a forged change of this group: nobody is admitted to it")
         if key is None:
-            raise CannotOpen("you have not got the group's key, which the newcomer needs")
+            raise CannotPost("you have not got the group's key, which the newcomer needs")
         entry = newcomer(request)
         if self._people.meet([entry]):
             raise KeyChanged(request.user_id, request.username)

@@ -42,6 +42,10 @@ class People:
         """What somebody is called, as far as is known without asking; otherwise the end of their id."""
         return self._names.get(user_id) or user_id[-4:].hex()
 
+    def knows(self, user_ids: Iterable[bytes]) -> bool:
+        """Whether all of them have a name."""
+        return all(user_id in self._names for user_id in user_ids)
+
     async def learn(self, user_ids: Iterable[bytes]) -> None:
         """Ask the relay for names that are not known yet."""
         for user_id in user_ids:

@@ -11,7 +11,7 @@ from orbital_client.crypto.envelopes import NO_KIND, Field, Place
 from orbital_client.crypto.groupkeys import GroupKey
 from orbital_client.crypto.jwk import rsa_key
 from orbital_client.crypto.wraps import Recipient
-from orbital_client.errors import KeyChanged, MissingKey, OutOfDate
+from orbital_client.errors import CannotPost, KeyChanged, MissingKey, OutOfDate
 from orbital_client.identity import Identity
 from orbital_client.people import People
 from orbital_client.replica import Replica
@@ -37,10 +37,12 @@ def wrap_for(key: GroupKey, entry: RosterEntry, rsa: RSAPublicKey, identity: Ide
 async def rekey(replica: Replica, people: People, identity: Identity, name: str) -> bool:
     """Put a new key in force; False if another member's came first.
 
-    Raises KeyChanged before anything is wrapped for somebody whose keys are in doubt, WrongKey where the relay has not
-    the keys that the log names, MissingKey where the history is shared and this member can't open it.
+    Raises CannotPost and KeyChanged before anything is wrapped where members or their keys are in doubt, WrongKey where
+    the relay has not the keys that the log names, MissingKey where the history is shared and this member can't open it.
     """
     log = await replica.loaded()
+    if log.state.tainted_at:
+        raise CannotPost("the relay has logged a forged change of this group: no key is made for it")
     for user_id in replica.changed_keys:
         raise KeyChanged(user_id, people.name(user_id))
     current = replica.keyring.current

@@ -47,6 +47,8 @@ class Sender:
         replica.check()
         if replica.gone is not None:
             raise CannotPost(f"you are not in this group any more ({replica.gone})")
+        if tainted_at := replica.log.state.tainted_at:
+            raise CannotPost(f"the relay has logged a forged change of this group (event {tainted_at})")
         for user_id in replica.changed_keys:
             raise KeyChanged(user_id, self._people.name(user_id))
         key = replica.keyring.current
@@ -65,7 +67,8 @@ class Sender:
 
     def _is_stuck(self) -> bool:
         replica = self._replica
-        return replica.broken is not None or replica.gone is not None or bool(replica.changed_keys)
+        is_over = replica.broken is not None or replica.gone is not None
+        return is_over or bool(replica.changed_keys or replica.log.state.tainted_at)
 
     def said(self) -> tuple[int, Head]:
         """When, and on what: the beginning of every content."""

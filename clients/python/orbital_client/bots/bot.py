@@ -104,7 +104,7 @@ class Bot:
         self._stopping.set()
 
     async def serve(self) -> None:
-        """Handle what comes until `stop`. Raises AccountRefused for a revoked token, and Closed when it is revoked now."""
+        """Handle what comes until `stop`. Raises AccountRefused for a revoked token, Closed when it is revoked now."""
         try:
             async with self.client as client:
                 await client.authenticate_bot(self._secret.token, self._secret.backup_key)

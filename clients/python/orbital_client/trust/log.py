@@ -101,6 +101,8 @@ class Log(Chain):
         self.state.seq, self.state.hash = event.seq, event.hash
         if wrong is not None:
             flaw, detail = wrong
+            if event.kind not in POSTS and not self.state.tainted_at:
+                self.state.tainted_at = event.seq
             return Step(event, None, Finding(flaw, self.group_id, event.seq, event.actor_id, detail))
         if event.kind not in POSTS:
             effects.apply(self.state, self.index, event, statement)

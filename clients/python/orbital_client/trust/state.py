@@ -59,6 +59,8 @@ class State(msgspec.Struct, array_like=True):
     invites: dict[bytes, Invite] = {}
     banned: set[bytes] = set()
     is_deleted: bool = False
+    tainted_at: int = 0
+    """The seq of the first change of the group that an honest relay would not have logged."""
 
     def copy(self) -> "State":
         """An equal state that does not change with this one."""
