@@ -6,6 +6,7 @@ and forwarded as they came; whoever decodes a statement refuses one that it woul
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import sha256
 from typing import Annotated, Final, dataclass_transform
 
@@ -20,6 +21,8 @@ STATEMENT_PREFIX: Final = b"orbital.v1.statement\0"
 JOIN_PREFIX: Final = b"orbital.v1.join\0"
 KEY_PREFIX: Final = b"orbital.v1.key\0"
 MAX_STATEMENT_BYTES: Final = 2048
+
+_KNOWN_KEYS: Final = 1024
 
 
 class StatementError(ValueError):
@@ -211,10 +214,15 @@ def verify(statement: bytes, signature: bytes, signing_key: bytes) -> bool:
 def verify_raw(message: bytes, signature: bytes, signing_key: bytes) -> bool:
     """Whether an Ed25519 signature over `message` is by this key."""
     try:
-        Ed25519PublicKey.from_public_bytes(signing_key).verify(signature, message)
+        _public_key(signing_key).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+@lru_cache(_KNOWN_KEYS)
+def _public_key(signing_key: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(signing_key)
 
 
 def join_preimage(

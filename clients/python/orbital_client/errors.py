@@ -25,6 +25,7 @@ OrbitalError
 │   ├── Withheld             the relay keeps back what nobody has deleted
 │   ├── Rejected             it breaks the group's rules, or contradicts its log: `finding` says how
 │   └── Malformed            they are not what such bytes must be
+├── ExportDamaged            an exported file is not as it was written
 ├── StoreDamaged             what the client keeps on disk can't be read
 ├── StoreInUse               another client uses that store
 ├── KeyChanged               somebody's keys have changed without their signature: compare fingerprints
@@ -167,6 +168,15 @@ class Rejected(CannotOpen):
     def __init__(self, finding: Finding) -> None:
         super().__init__(finding.text)
         self.finding = finding
+
+
+class ExportDamaged(OrbitalError):
+    """An exported file is not as it was written: `line` says where that shows, 0 for the file as a whole."""
+
+    def __init__(self, line: int, problem: str) -> None:
+        super().__init__(f"line {line}: {problem}" if line else problem)
+        self.line = line
+        self.problem = problem
 
 
 class StoreDamaged(OrbitalError):

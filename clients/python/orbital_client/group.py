@@ -41,7 +41,7 @@ from orbital_client.messages import Item, Message, item_of, people_of
 from orbital_client.people import People, Person
 from orbital_client.rekeying import rekey, seal_name
 from orbital_client.replica import Replica
-from orbital_client.sending import Sender
+from orbital_client.sending import PATIENCE_S, Sender
 from orbital_client.timeline import MESSAGES, Read, Timeline
 from orbital_client.trust.board import Post
 from orbital_client.trust.findings import Finding
@@ -209,6 +209,16 @@ class Group:
         if not is_settled:
             raise TimeoutError(f"the group's log has not come within {timeout_s} s")
 
+    async def named(self, timeout_s: float = 10.0) -> str:
+        """Its name, once it could be opened; empty where it can't be within that time."""
+        replica = self._replica
+        await replica.pulse.until(lambda: bool(self.name or replica.broken or replica.gone), timeout_s)
+        return self.name
+
+    async def ready(self, patience_s: float = PATIENCE_S) -> None:
+        """Wait until one can post: the key is there, and none is due. Raises CannotPost, KeyChanged, LogBroken."""
+        await self._sender.key(patience_s)
+
     async def members(self) -> list[Member]:
         """Who is in it, as the verified log says; names are the relay's word."""
         roster = (await self._replica.loaded()).roster
@@ -250,6 +260,10 @@ class Group:
             raise NotFound("not_found", "there is no such message in this group")
         return (await self._as_messages([post]))[0]
 
+    async def find(self, prefix: str, *, limit: int = 10) -> list[Message]:
+        """Messages whose id, in hexadecimal, begins so: as they stand, not more than `limit`."""
+        return await self._as_messages(await self._timeline.find(prefix, limit))
+
     async def _as_messages(self, posts: list[Post]) -> list[Message]:
         await self._people.learn({post.author_id for post in posts})
         return [Message(self, post) for post in posts]
@@ -280,6 +294,18 @@ class Group:
             await self._people.learn(people_of(read))
             if (item := self._item(read)) is not None:
                 yield item
+
+    async def entries(self) -> AsyncIterator[tuple[Read, Item | None]]:
+        """Every event of the log up to now, checked against what was verified before, with what it means.
+
+        Ends early when one is no member any more.
+        """
+        last = (await self._replica.loaded()).position.seq
+        async for read in self._timeline.follow(0):
+            await self._people.learn(people_of(read))
+            yield read, self._item(read)
+            if read.event.seq >= last:
+                return
 
     def _item(self, read: Read) -> Item | None:
         if read.event.kind in MESSAGES:

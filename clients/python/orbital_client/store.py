@@ -9,7 +9,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -89,6 +89,7 @@ class Store:
     def __init__(self, path: str | os.PathLike[str] = _MEMORY) -> None:
         self.path = None if path == _MEMORY else Path(path)
         self._closed = False
+        self._indexes: dict[bytes, StoredIndex] = {}
         with self._guarded():
             self._db = self._connect()
 
@@ -119,14 +120,16 @@ class Store:
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                raise StoreInUse(f"{self.path} is in use by another client") from None
-            raise StoreDamaged(f"{self.path} can't be used: {error}") from None
         except sqlite3.DatabaseError as error:
-            raise StoreDamaged(
-                f"{self.path} is damaged ({error}): move it away, and log in again with your passphrase"
-            ) from None
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: sqlite3.DatabaseError) -> StoreDamaged | StoreInUse:
+        if isinstance(error, sqlite3.OperationalError):
+            if "locked" in str(error):
+                return StoreInUse(f"{self.path} is in use by another client")
+            return StoreDamaged(f"{self.path} can't be used: {error}")
+        what = "move it away, and log in again with your passphrase"
+        return StoreDamaged(f"{self.path} is damaged ({error}): {what}")
 
     def __enter__(self) -> Self:
         return self
@@ -136,24 +139,31 @@ class Store:
 
     def commit(self) -> None:
         """Keep everything that was told so far."""
+        for index in self._indexes.values():
+            index.write()
         with self._guarded():
             self._db.commit()
 
     def close(self) -> None:
         """Commit, and let others use the file."""
         if not self._closed:
+            self.commit()
             self._closed = True
-            with self._guarded():
-                self._db.commit()
-                self._db.close()
+            self._db.close()
 
-    def _run(self, query: str, *values: object) -> sqlite3.Cursor:
+    def _run(self, query: str, *values: object) -> None:
         with self._guarded():
-            return self._db.execute(query, values)
+            self._db.execute(query, values)
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._guarded():
+        try:  # `_guarded` would take as long as the query
             return self._db.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from None
+
+    def _run_all(self, query: str, rows: Iterable[Sequence[object]]) -> None:
+        with self._guarded():
+            self._db.executemany(query, rows)
 
     # ── who one is ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -204,30 +214,27 @@ class Store:
 
     def groups(self) -> list[tuple[bytes, bytes, dict[int, bytes]]]:
         """Each group's id, its log's state as `Log.save` wrote it, and its keys by epoch."""
-        found = []
-        for group_id, state, secrets in self._rows("SELECT group_id, state, secrets FROM groups"):
-            keys = msgspec.msgpack.decode(secrets, type=dict[int, bytes])
-            found.append((group_id, state, keys))
-        return found
+        rows = self._rows("SELECT group_id, state, secrets FROM groups WHERE state IS NOT NULL")
+        return [(group_id, state, _decode_keys(secrets)) for group_id, state, secrets in rows]
 
     def put_state(self, group_id: bytes, state: bytes) -> None:
-        self._run(
-            "INSERT INTO groups (group_id, state, secrets) VALUES (?, ?, ?)"
-            " ON CONFLICT (group_id) DO UPDATE SET state = excluded.state",
-            *(group_id, state, msgspec.msgpack.encode({})),
-        )
+        self._run("UPDATE groups SET state = ? WHERE number = ?", state, self.index(group_id).number)
 
     def put_secrets(self, group_id: bytes, secrets: dict[int, bytes]) -> None:
-        """Keep the keys of a group whose state is kept."""
-        self._run("UPDATE groups SET secrets = ? WHERE group_id = ?", msgspec.msgpack.encode(secrets), group_id)
-
-    def forget_group(self, group_id: bytes) -> None:
-        for table in ("groups", "events", "expected", "cursors"):
-            self._run(f"DELETE FROM {table} WHERE group_id = ?", group_id)
+        """Keep a group's keys."""
+        number = self.index(group_id).number
+        self._run("UPDATE groups SET secrets = ? WHERE number = ?", msgspec.msgpack.encode(secrets), number)
 
     def index(self, group_id: bytes) -> "StoredIndex":
         """The group's events."""
-        return StoredIndex(self, group_id)
+        if group_id not in self._indexes:
+            self._run(
+                "INSERT INTO groups (group_id, secrets) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                *(group_id, msgspec.msgpack.encode({})),
+            )
+            number = self._rows("SELECT number FROM groups WHERE group_id = ?", group_id)[0][0]
+            self._indexes[group_id] = StoredIndex(self, number)
+        return self._indexes[group_id]
 
     def expect(self, group_id: bytes, event: Expected) -> None:
         self._run(
@@ -285,46 +292,83 @@ def _pinned(row: Sequence[Any]) -> Pinned:
     )
 
 
+def _decode_keys(raw: bytes) -> dict[int, bytes]:
+    try:
+        return msgspec.msgpack.decode(raw, type=dict[int, bytes])
+    except msgspec.DecodeError:
+        raise StoreDamaged("the store is damaged: a group's keys can't be read") from None
+
+
 _COLUMNS: Final = "seq, hash, kind, object_id, actor_id, parent_id, counts, erased_at"
+_CACHED: Final = 4_096
+_UNWRITTEN: Final = 512
 
 
 class StoredIndex:
-    """One group's events in the store (`trust.index.Index`), and what is asked of them beside."""
+    """One group's events in the store (`trust.index.Index`), and what is asked of them beside.
 
-    def __init__(self, store: Store, group_id: bytes) -> None:
+    What was looked up or added lately is kept in memory; what was added is written at the latest with the next commit.
+    """
+
+    def __init__(self, store: Store, number: int) -> None:
+        self.number = number
         self._store = store
-        self._group_id = group_id
+        self._events: dict[int, Known] = {}
+        self._seqs: dict[bytes, int] = {}
+        self._unwritten: list[Known] = []
 
     def add(self, known: Known) -> None:
-        self._store._run(
-            f"INSERT OR REPLACE INTO events (group_id, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            self._group_id,
-            known.seq,
-            known.hash,
-            known.kind,
-            known.object_id,
-            known.actor_id,
-            known.parent_id,
-            known.counts,
-            known.erased_at,
-        )
+        self._remember(known)
+        self._unwritten.append(known)
+        if len(self._unwritten) >= _UNWRITTEN:
+            self.write()
+
+    def _remember(self, known: Known) -> Known:
+        self._events[known.seq] = known
+        if known.actor_id != ZERO_ID:
+            self._seqs.setdefault(known.object_id, known.seq)
+        return known
+
+    def write(self) -> None:
+        """Write what was added, for the next commit to keep."""
+        if self._unwritten:
+            self._store._run_all(
+                f"INSERT OR REPLACE INTO events (group_number, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (self.number, e.seq, e.hash, e.kind, e.object_id, e.actor_id, e.parent_id, e.counts, e.erased_at)
+                    for e in self._unwritten
+                ),
+            )
+            self._unwritten.clear()
+        if len(self._events) > _CACHED:
+            for seq in list(self._events)[: -_CACHED // 2]:
+                known = self._events.pop(seq)
+                if self._seqs.get(known.object_id) == seq:
+                    del self._seqs[known.object_id]
 
     def by_id(self, object_id: bytes) -> Known | None:
-        return self._one("object_id = ? AND actor_id != ? ORDER BY seq LIMIT 1", object_id, ZERO_ID)
+        seq = self._seqs.get(object_id)
+        if seq is not None:
+            return self._events[seq]
+        return self._one("object_id = ? AND actor_id != zeroblob(16) ORDER BY seq LIMIT 1", object_id)
 
     def by_seq(self, seq: int) -> Known | None:
-        return self._one("seq = ?", seq)
+        return self._events.get(seq) or self._one("seq = ?", seq)
 
     def hash_at(self, seq: int) -> bytes | None:
         if seq == 0:
             return ZERO_HASH
-        rows = self._store._rows("SELECT hash FROM events WHERE group_id = ? AND seq = ?", self._group_id, seq)
-        return rows[0][0] if rows else None
+        known = self.by_seq(seq)
+        return None if known is None else known.hash
 
     def erase(self, object_id: bytes, seq: int) -> None:
-        self._store._run(
-            "UPDATE events SET erased_at = ? WHERE group_id = ? AND object_id = ?", seq, self._group_id, object_id
-        )
+        self.write()
+        known = self.by_id(object_id)
+        if known is not None:
+            self._events[known.seq] = replace(known, erased_at=seq)
+            self._store._run(
+                "UPDATE events SET erased_at = ? WHERE group_number = ? AND seq = ?", seq, self.number, known.seq
+            )
 
     def latest(self, kinds: Iterable[int], *, before_seq: int | None = None, limit: int) -> list[Known]:
         """The last events of these kinds, oldest first."""
@@ -336,21 +380,25 @@ class StoredIndex:
 
     def children(self, parent_id: bytes) -> list[Known]:
         """What was posted to this, oldest first."""
-        return self._many("parent_id = ? ORDER BY seq", parent_id)
+        return self._many("parent_id = ? AND parent_id != zeroblob(16) ORDER BY seq", parent_id)
 
     def count_after(self, seq: int, kinds: Iterable[int], not_by: bytes) -> int:
         """How many events of these kinds came after this seq from others."""
+        self.write()
         rows = self._store._rows(
-            "SELECT count(*) FROM events WHERE group_id = ? AND seq > ? AND actor_id != ? AND erased_at = 0"
+            "SELECT count(*) FROM events WHERE group_number = ? AND seq > ? AND actor_id != ? AND erased_at = 0"
             " AND kind IN (SELECT value FROM json_each(?))",
-            *(self._group_id, seq, not_by, json.dumps(list(kinds))),
+            *(self.number, seq, not_by, json.dumps(list(kinds))),
         )
         return int(rows[0][0])
 
     def _one(self, where: str, *values: object) -> Known | None:
-        found = self._many(where, *values)
-        return found[0] if found else None
+        rows = self._store._rows(f"{_EVENTS} {where}", self.number, *values)
+        return self._remember(Known(*rows[0])) if rows else None
 
     def _many(self, where: str, *values: object) -> list[Known]:
-        query = f"SELECT {_COLUMNS} FROM events WHERE group_id = ? AND {where}"
-        return [Known(*row) for row in self._store._rows(query, self._group_id, *values)]
+        self.write()
+        return [Known(*row) for row in self._store._rows(f"{_EVENTS} {where}", self.number, *values)]
+
+
+_EVENTS: Final = f"SELECT {_COLUMNS} FROM events WHERE group_number = ? AND"

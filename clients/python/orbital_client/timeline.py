@@ -188,6 +188,10 @@ class Timeline:
         posts = await self._posts([known] if known and known.kind in MESSAGES else [])
         return posts[0] if posts else None
 
+    async def find(self, prefix: str, limit: int) -> list[Post]:
+        """Messages whose id begins with these hexadecimal digits, oldest first."""
+        return await self._posts(self._replica.index.starting_with(prefix, MESSAGES, limit=limit))
+
     async def _posts(self, wanted: list[Known]) -> list[Post]:
         index = self._replica.index
         annotations = [

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from orbital_client.crypto.contents import PLAIN, AnyAct, Edit, File, Pin, React, Unpin, Unreact
 from orbital_client.errors import CannotOpen
@@ -44,24 +44,26 @@ class Post:
 
 def post_of(opened: Opened) -> Post:
     """The message that a thread, reply or file is when it is posted."""
-    said = opened.body or opened.file
-    return replace(
-        _blank(opened.event, opened.known),
+    title, body, file = opened.title, opened.body, opened.file
+    said = body or file
+    return _post(
+        opened.event,
+        opened.known,
         sent_at=said.sent_at if said else 0,
-        title=opened.title.text if opened.title else "",
-        text=opened.body.text if opened.body else opened.file.caption if opened.file else "",
-        format=opened.body.format if opened.body else PLAIN,
-        file=opened.file,
-        file_iv=opened.event.encryption_iv or b"" if opened.file else b"",
+        title=title.text if title else "",
+        text=body.text if body else file.caption if file else "",
+        format=body.format if body else PLAIN,
+        file=file,
+        file_iv=opened.event.encryption_iv or b"" if file else b"",
     )
 
 
 def sealed_post(event: Event, known: Known, problem: CannotOpen) -> Post:
     """A message that can't be opened: it is there all the same, and says why."""
-    return replace(_blank(event, known), problem=problem)
+    return _post(event, known, problem=problem)
 
 
-def _blank(event: Event, known: Known) -> Post:
+def _post(event: Event, known: Known, **said: Any) -> Post:
     parent_id = known.parent_id
     return Post(
         group_id=event.group_id,
@@ -73,6 +75,7 @@ def _blank(event: Event, known: Known) -> Post:
         author_id=event.actor_id,
         created_at=event.created_at,
         erased_at=known.erased_at,
+        **said,
     )
 
 

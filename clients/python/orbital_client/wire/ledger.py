@@ -167,11 +167,15 @@ def _content_hash(event: Event) -> bytes | None:
     if event.statement is not None:
         return chain.control_content_hash(event.statement, event.signature or b"")
     if event.kind in _POSTS:
-        hashes = [chain.field_hash(field) for field in _fields(event)] or event.field_hashes or []
-        return chain.content_hash(event.thread_id or event.target_id or ZERO_ID, hashes)
+        return chain.content_hash(event.thread_id or event.target_id or ZERO_ID, field_hashes(event))
     if event.kind in _CONTROL:
         return chain.RELAY_CONTENT_HASH
     return None
+
+
+def field_hashes(event: Event) -> list[bytes]:
+    """The hashes of a post's fields, of which its content hash is made; they are there for erased fields too."""
+    return [chain.field_hash(field) for field in _fields(event)] or event.field_hashes or []
 
 
 def _fields(event: Event) -> Sequence[bytes]:
