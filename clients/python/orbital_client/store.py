@@ -350,7 +350,9 @@ class StoredIndex:
         seq = self._seqs.get(object_id)
         if seq is not None:
             return self._events[seq]
-        return self._one("object_id = ? AND actor_id != zeroblob(16) ORDER BY seq LIMIT 1", object_id)
+        rows = self._store._rows(f"{_EVENTS} object_id = ?", self.number, object_id)
+        found = [known for known in (Known(*row) for row in rows) if known.actor_id != ZERO_ID]
+        return self._remember(min(found, key=lambda known: known.seq)) if found else None
 
     def by_seq(self, seq: int) -> Known | None:
         return self._events.get(seq) or self._one("seq = ?", seq)
@@ -381,6 +383,14 @@ class StoredIndex:
     def children(self, parent_id: bytes) -> list[Known]:
         """What was posted to this, oldest first."""
         return self._many("parent_id = ? AND parent_id != zeroblob(16) ORDER BY seq", parent_id)
+
+    def starting_with(self, prefix: str, kinds: Iterable[int], *, limit: int) -> list[Known]:
+        """Events of these kinds whose object's id begins with these hexadecimal digits, oldest first."""
+        first, last = (bytes.fromhex(prefix.lower().ljust(32, fill)[:32]) for fill in "0f")
+        return self._many(
+            "object_id BETWEEN ? AND ? AND kind IN (SELECT value FROM json_each(?)) ORDER BY seq LIMIT ?",
+            *(first, last, json.dumps(list(kinds)), limit),
+        )
 
     def count_after(self, seq: int, kinds: Iterable[int], not_by: bytes) -> int:
         """How many events of these kinds came after this seq from others."""
