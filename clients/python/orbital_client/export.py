@@ -31,10 +31,10 @@ from orbital_protocol import ZERO_ID
 from orbital_protocol.codes import Kind
 from orbital_protocol.frames import Event
 
-IdText = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
-HashText = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-BytesText = Annotated[str, Meta(pattern="^([0-9a-f]{2})*$")]
-Number = Annotated[int, Meta(ge=0, lt=2**63)]
+IdText = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+HashText = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+BytesText = Annotated[str, Meta(pattern=r"^([0-9a-f]{2})*\Z")]
+Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 _LINE_BYTES_MAX: Final = 4 * 1024 * 1024
 
