@@ -16,6 +16,7 @@ from typing import Annotated, Any, BinaryIO, Final
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from orbital_client.crypto.contents import PLAIN, AnyAct
 from orbital_client.errors import ChainBroken, ExportDamaged, LogBroken
@@ -37,6 +38,9 @@ BytesText = Annotated[str, Meta(pattern=r"^([0-9a-f]{2})*\Z")]
 Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 _LINE_BYTES_MAX: Final = 4 * 1024 * 1024
+_ZEROS: Final = "0" * 64
+
+_encoder: Final = msgspec.json.Encoder()
 
 
 class FileFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,8 +84,11 @@ class EventLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     problem: str | None = None
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True, tag_field="line", tag="summary"):
-    """The last line: what is before it. `digest` is the SHA-256 of all those lines."""
+class Summary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="line", tag="summary"):
+    """The last line: what is before it.
+
+    `digest` is the SHA-256 of, first, the SHA-256 of all those lines, then this line's JSON with zeros for it.
+    """
 
     group_id: IdText
     name: str
@@ -92,7 +99,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, tag_field="line", tag="
     problems: Number
     seq: Number
     hash: HashText
-    digest: HashText
+    digest: HashText = _ZEROS
+
+    def digest_after(self, lines: bytes) -> str:
+        """What `digest` must be after lines with this SHA-256."""
+        return sha256(lines + _encoder.encode(replace(self, digest=_ZEROS))).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +115,6 @@ class Export:
     findings: list[Finding]
 
 
-_encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(EventLine | Summary)
 
 
@@ -117,10 +127,14 @@ async def export(group: Group, file: Path) -> Export:
     The file is there whole and checked, or not at all. Raises LogBroken, ExportDamaged, OSError.
     """
     await group.live()
-    with replacement(file) as output:
+    unchecked = file.with_name(f"{file.name}.part")
+    with replacement(unchecked) as output:
         await _write(group, output)
-        output.flush()
-        checked = await asyncio.to_thread(check, Path(output.name))
+    try:
+        checked = await asyncio.to_thread(check, unchecked)
+        unchecked.replace(file)
+    finally:
+        unchecked.unlink(missing_ok=True)
     return Export(file, checked.summary, checked.findings)
 
 
@@ -148,9 +162,8 @@ async def _write(group: Group, output: BinaryIO) -> None:
         problems=problems,
         seq=seq,
         hash=previous_hash.hex(),
-        digest=digest.hexdigest(),
     )
-    output.write(_encoder.encode(summary) + b"\n")
+    output.write(_encoder.encode(replace(summary, digest=summary.digest_after(digest.digest()))) + b"\n")
 
 
 def _line(group: Group, read: Read, item: Item | None, previous_hash: bytes) -> EventLine:
@@ -287,7 +300,7 @@ class _Reader:
             raise ExportDamaged(number, "the last event is not the one that the last line names")
         if (summary.events, summary.messages, summary.problems) != (head.seq, self._messages, self._problems):
             raise ExportDamaged(number, "there are not as many lines as the last line counts")
-        if summary.digest != self._digest.hexdigest():
+        if summary.digest != summary.digest_after(self._digest.digest()):
             raise ExportDamaged(0, "a text or name has been changed since the export")
 
 

@@ -19,12 +19,12 @@ from orbital_client.export import export as export_group
 async def export(
     ctx: typer.Context,
     group: Annotated[
-        str | None, typer.Argument(metavar="[GROUP]", help="A group's name, or the beginning of its id.")
+        str | None, typer.Argument(metavar="GROUP", help="A group's name, or the beginning of its id.")
     ] = None,
     file: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[FILE]", dir_okay=False, help="Where to; otherwise orbital-ID.jsonl.", show_default=False
+            metavar="FILE", dir_okay=False, help="Where to; otherwise orbital-ID.jsonl.", show_default=False
         ),
     ] = None,
     *,

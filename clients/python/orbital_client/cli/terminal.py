@@ -53,9 +53,8 @@ class Terminal:
         self._err.print(f"orbital: {printable(text)}", style=WRONG, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """Something by the way, for people, on standard error."""
-        if not self.as_json:
-            self._err.print(printable(text), style="dim", soft_wrap=True)
+        """Something by the way, on standard error."""
+        self._err.print(printable(text), style="dim", soft_wrap=True)
 
     def document(self, value: Any) -> None:
         """A JSON document, if JSON is wanted."""
@@ -67,7 +66,7 @@ class Terminal:
         if self.as_json:
             _write(json.dumps(plain(value)))
 
-    def done(self, text: str, **facts: Any) -> None:
+    def done(self, text: str, /, **facts: Any) -> None:
         """What was done: a sentence for people, or its facts."""
         self.say(text)
         self.document(facts)

@@ -23,7 +23,7 @@ async def send(
     group: GroupArgument,
     thread: ThreadArgument,
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE…", exists=True, dir_okay=False, readable=True, help="Files.")
+        list[Path], typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="Files.")
     ],
     *,
     caption: Annotated[str, typer.Option(help="What stands beside each of them.")] = "",
@@ -47,7 +47,7 @@ async def fetch(
     ctx: typer.Context,
     group: GroupArgument,
     message: MessageArgument,
-    dest: Annotated[Path, typer.Argument(metavar="[DEST]", help="A folder, or where the file is to be.")] = Path(),
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="A folder, or where the file is to be.")] = Path(),
     *,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:

@@ -19,7 +19,7 @@ async def verify(
     user: Annotated[
         str | None,
         typer.Argument(
-            metavar="[USER]", help="A username, or the beginning of a user's id; otherwise everybody is listed."
+            metavar="USER", help="A username, or the beginning of a user's id; otherwise everybody is listed."
         ),
     ] = None,
     *,
