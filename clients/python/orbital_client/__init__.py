@@ -6,7 +6,8 @@ intake      from the connection to the replicas          replica     a group's v
 timeline    reading: followed, or fetched and checked    sending     sealed, sent, held to the acknowledgement
 keeper      what is done by itself                       rekeying    a new key for a group
 account     keys, their backup, a second device          people      names, and keys that are known
-bots        members that are programs
+bots        members that are programs                    cli         the command `orbital`
+export      a history as a file that can be checked      deep        a whole log, verified again
 store       what must not be forgotten (`store.sql`)     pulse       wake-ups
 trust       what members check, without I/O              crypto      what is sealed under which key
 wire        connections and requests, of opaque bytes    links       invite links
