@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ pytestmark = pytest.mark.timeout(120)
 LIMIT_S = 40
 PROGRAM = "from orbital_client.cli import main; main()"
 ESCAPE = "\x1b[31m"
+CHAINED = {"seq", "hash", "previous_hash", "kind", "group_id", "object_id", "actor_id", "key_epoch", "created_at"} | {
+    *("parent_id", "content_hash", "field_hashes", "statement", "signature")
+}
 
 
 @dataclass(frozen=True)
@@ -199,18 +203,34 @@ async def export_and_check(bob: Person, folder: Path) -> None:
 
 
 def find_each_change(file: Path, text: str) -> None:
-    """Whatever is changed in any line, left out, doubled or moved is found."""
+    """Whatever is changed in any line, left out, doubled or moved is found: what is hashed or signed, even if whoever
+    changed it has made the last line fit."""
     lines = text.splitlines(keepends=True)
     for at, line in enumerate(lines):
         for name, value in json.loads(line).items():
-            damaged(
-                file, [*lines[:at], json.dumps({**json.loads(line), name: changed(value)}) + "\n", *lines[at + 1 :]]
-            )
+            forged = [*lines[:at], as_line({**json.loads(line), name: changed(value)}), *lines[at + 1 :]]
+            damaged(file, forged)
+            if name in CHAINED and at < len(lines) - 1:
+                damaged(file, sealed_again(forged))
         damaged(file, [*lines[:at], *lines[at + 1 :]])
         damaged(file, [*lines[: at + 1], *lines[at:]])
-    damaged(file, [lines[1], lines[0], *lines[2:]])
-    file.write_text(text)
+    damaged(file, sealed_again([lines[1], lines[0], *lines[2:]]))
+    damaged(file, sealed_again([*lines[:-2], lines[-1]]))
+    file.write_text("".join(sealed_again(lines)))
+    assert file.read_text() == text
     check(file)
+
+
+def sealed_again(lines: list[str]) -> list[str]:
+    """The lines with a last one that has the digest for them."""
+    summary = json.loads(lines[-1]) | {"digest": "0" * 64}
+    before = sha256("".join(lines[:-1]).encode()).digest()
+    digest = sha256(before + as_line(summary).rstrip("\n").encode()).hexdigest()
+    return [*lines[:-1], as_line(summary | {"digest": digest})]
+
+
+def as_line(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def changed(value: Any) -> Any:

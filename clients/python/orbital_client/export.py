@@ -321,6 +321,8 @@ def _event(line: EventLine) -> Event:
     kind = _kind(line.kind)
     parent_id = bytes.fromhex(line.parent_id)
     is_annotation = kind == Kind.ANNOTATION_POSTED
+    if parent_id != ZERO_ID and kind not in POSTS:
+        raise ValueError("only posts have a parent")
     return Event(
         group_id=bytes.fromhex(line.group_id),
         seq=line.seq,
