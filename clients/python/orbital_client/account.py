@@ -107,7 +107,7 @@ class Accounts:
             generation=generation,
         )
         self._store.put_account(account)
-        self._store.commit()
+        self._store.commit(durable=True)
 
     async def back_up(self, identity: Identity, groups: Iterable[Known]) -> None:
         """Back up keys, pins and how far groups were verified, merged with what another device has backed up since.
@@ -161,7 +161,7 @@ class Accounts:
         )
         await self._wire.change_password_with(request)
         self._store.put_account(replace(account, backup_key=after.backup_key, generation=generation))
-        self._store.commit()
+        self._store.commit(durable=True)
 
     def _backup(self, identity: Identity, groups: Iterable[Known]) -> Backup:
         return Backup.of(identity, [_as_pin(pin) for pin in self._store.pins()], list(groups))

@@ -9,12 +9,13 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from orbital_client.errors import StoreDamaged, StoreInUse
 from orbital_client.trust.index import Known
@@ -102,7 +103,7 @@ class Store:
         try:
             db.execute("PRAGMA locking_mode = EXCLUSIVE")
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA trusted_schema = OFF")
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
@@ -137,12 +138,14 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def commit(self) -> None:
-        """Keep everything that was told so far."""
+    def commit(self, *, durable: bool = False) -> None:
+        """Keep everything that was told so far; if the machine fails, the last of it may be lost unless `durable`."""
         for index in self._indexes.values():
             index.write()
         with self._guarded():
             self._db.commit()
+            if durable:
+                self._db.execute("PRAGMA wal_checkpoint(FULL)")
 
     def close(self) -> None:
         """Commit, and let others use the file."""
@@ -308,6 +311,7 @@ class StoredIndex:
     """One group's events in the store (`trust.index.Index`), and what is asked of them beside.
 
     What was looked up or added lately is kept in memory; what was added is written at the latest with the next commit.
+    Queries name their index: without statistics, SQLite would read all of a group to find one id.
     """
 
     def __init__(self, store: Store, number: int) -> None:
@@ -350,7 +354,9 @@ class StoredIndex:
         seq = self._seqs.get(object_id)
         if seq is not None:
             return self._events[seq]
-        rows = self._store._rows(f"{_EVENTS} object_id = ?", self.number, object_id)
+        rows = self._store._rows(
+            f"{_SELECT} INDEXED BY events_by_object {_WHERE} object_id = ?", self.number, object_id
+        )
         found = [known for known in (Known(*row) for row in rows) if known.actor_id != ZERO_ID]
         return self._remember(min(found, key=lambda known: known.seq)) if found else None
 
@@ -382,7 +388,9 @@ class StoredIndex:
 
     def children(self, parent_id: bytes) -> list[Known]:
         """What was posted to this, oldest first."""
-        return self._many("parent_id = ? AND parent_id != zeroblob(16) ORDER BY seq", parent_id)
+        self.write()
+        where = f"INDEXED BY events_by_parent {_WHERE} parent_id = ? AND parent_id != zeroblob(16) ORDER BY seq"
+        return [Known(*row) for row in self._store._rows(f"{_SELECT} {where}", self.number, parent_id)]
 
     def starting_with(self, prefix: str, kinds: Iterable[int], *, limit: int) -> list[Known]:
         """Events of these kinds whose object's id begins with these hexadecimal digits, oldest first."""
@@ -411,4 +419,6 @@ class StoredIndex:
         return [Known(*row) for row in self._store._rows(f"{_EVENTS} {where}", self.number, *values)]
 
 
-_EVENTS: Final = f"SELECT {_COLUMNS} FROM events WHERE group_number = ? AND"
+_SELECT: Final = f"SELECT {_COLUMNS} FROM events"
+_WHERE: Final = "WHERE group_number = ? AND"
+_EVENTS: Final = f"{_SELECT} {_WHERE}"

@@ -2,9 +2,10 @@
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
+
+import msgspec
 
 from orbital_client.errors import (
     CannotOpen,
@@ -34,8 +35,7 @@ _NEAR: Final = 32  # events; what lies closer together is fetched in one page
 _WAITING: Final = 4_096
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(msgspec.Struct, frozen=True):
     """An event, and what it says if it is a post: opened, or why not."""
 
     event: Event

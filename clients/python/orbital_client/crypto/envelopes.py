@@ -5,10 +5,10 @@ sealed by another member, its signature shows.
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from orbital_client.crypto import primitives
@@ -40,8 +40,7 @@ NO_KIND: Final = 0
 """The kind of what is no event: a group's name, a signal."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where an envelope belongs. Ids that a kind has not are zeros."""
 
     kind: int

@@ -1,9 +1,11 @@
 """Messages as they stand: what was posted, with the edits, reactions, pins and deletions that came after."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
 
 from orbital_client.crypto.contents import PLAIN, AnyAct, Edit, File, Pin, React, Unpin, Unreact
 from orbital_client.errors import CannotOpen
@@ -17,8 +19,7 @@ Reactions = Mapping[str, frozenset[bytes]]
 _NONE: Final[Reactions] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Post:
+class Post(msgspec.Struct, frozen=True, kw_only=True):
     """A thread, reply or file. `problem`: why it can't be shown, if so; `edited_at`, `erased_at`: seqs, 0 for never."""
 
     group_id: bytes
@@ -33,12 +34,12 @@ class Post:
     title: str = ""
     text: str = ""
     format: str = PLAIN
-    file: File | None = field(default=None, repr=False)
+    file: File | None = None
     file_iv: bytes = b""
     edited_at: int = 0
     erased_at: int = 0
     is_pinned: bool = False
-    reactions: Reactions = field(default_factory=lambda: _NONE)
+    reactions: Reactions = msgspec.field(default_factory=lambda: _NONE)
     problem: CannotOpen | None = None
 
 

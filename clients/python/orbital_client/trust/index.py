@@ -1,13 +1,14 @@
 """Every event of a group's log that this client has verified: what it was, and its hash."""
 
-from dataclasses import dataclass, replace
 from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from orbital_protocol import ZERO_HASH, ZERO_ID
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(msgspec.Struct, frozen=True):
     """An event, without what it says. `counts`: nothing was wrong with it. `erased_at`: the seq that erased it."""
 
     seq: int

@@ -5,8 +5,9 @@ group's rules is a finding: it has its place in the log, and counts for nothing.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from orbital_client.errors import Malformed
 from orbital_client.trust import effects, rules
@@ -22,8 +23,7 @@ from orbital_protocol.statements import AnyStatement, GroupCreated, MemberJoined
 POSTS: Final = frozenset({Kind.THREAD_POSTED, Kind.REPLY_POSTED, Kind.ANNOTATION_POSTED, Kind.MEDIA_POSTED})
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One event, taken in. `statement`: what it changed, if it counts; `finding`: why it doesn't."""
 
     event: Event

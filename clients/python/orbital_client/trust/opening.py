@@ -1,7 +1,8 @@
 """From an event of the verified log to what it says: opened, its author's signature checked, and what it refers to."""
 
-from dataclasses import dataclass
 from hashlib import sha256
+
+import msgspec
 
 from orbital_client.crypto import contents, envelopes
 from orbital_client.crypto.contents import AnyAct, Body, Content, File, Title
@@ -17,8 +18,7 @@ from orbital_protocol.codes import Kind
 from orbital_protocol.frames import Event
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """What an event says. Of the last four a thread has title and body, a reply the body, and so on; none if erased."""
 
     event: Event
