@@ -75,7 +75,7 @@ class Person:
         except TimeoutError:
             process.kill()
             await process.wait()
-            raise
+            raise AssertionError(f"{arguments} has not ended") from None
         assert process.returncode is not None
         return Ran(process.returncode, out.decode(), err.decode())
 
