@@ -83,7 +83,8 @@ async def stage(database: str) -> AsyncIterator[Stage]:
         first = await anns.post("Ubik", "Shall we read it?")
         second = await anns.post("Tea", "Who brings it?")
         reply = await bobs.reply(first.id, "Yes!")
-        answer = await anns.reply(first.id, "Good.")
+        await eventually(lambda: anns.cursor == bobs.cursor)
+        answer = await anns.reply(first.id, "Good.")  # on what bob has said
         await answer.edit("Very good.")
         deleted = await bobs.reply(second.id, "I regret this")
         await deleted.delete()
@@ -424,7 +425,7 @@ async def test_what_is_done_to_whoever_posts_and_rekeys(migrated_database: str, 
         s.liar.answer = swapped  # a known member's key is swapped
         async with s.victim() as group:
             await group.live(LIMIT_S)
-            with pytest.raises(WrongKey, match="another key for (ann|bob) than the log names"):
+            with pytest.raises(WrongKey, match=r"another key for (ann|bob) than the log names"):
                 await group.rekey()
 
 

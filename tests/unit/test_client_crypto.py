@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from orbital_client.crypto import backups, envelopes, fingerprints, invites, jwk, passphrases, primitives, wraps
 from orbital_client.crypto.backups import Backup, Known, Pin
@@ -85,7 +86,7 @@ def test_an_envelope_has_an_end() -> None:
 def test_moved_elsewhere_it_does_not_open(elsewhere: dict[str, Any]) -> None:
     envelope = envelopes.seal(KEY, PLACE, b"here", SIGNING)
     with pytest.raises(BadSeal):
-        envelopes.unseal(KEY, replace(PLACE, **elsewhere), envelope, VERIFYING)
+        envelopes.unseal(KEY, structs.replace(PLACE, **elsewhere), envelope, VERIFYING)
 
 
 @pytest.mark.parametrize("change", [{"secret": bytes(32)}, {"epoch": 4}, {"group_id": OTHER_GROUP}])

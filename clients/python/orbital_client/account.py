@@ -11,7 +11,7 @@ from orbital_client.crypto import backups
 from orbital_client.crypto.backups import Backup, Known, Pin
 from orbital_client.crypto.passphrases import Secrets
 from orbital_client.crypto.primitives import KEY_BYTES
-from orbital_client.errors import BackupRolledBack, ClientClosed, NotFound, OutOfDate, WrongPassphrase
+from orbital_client.errors import BackupRolledBack, ClientClosed, NotFound, OutOfDate, StoreInUse, WrongPassphrase
 from orbital_client.identity import Identity
 from orbital_client.store import Account, Expected, Pinned, Source, Store
 from orbital_client.wire import Client, Tokens
@@ -46,6 +46,7 @@ class Accounts:
         self, username: str, passphrase: str, *, registration_code: str | None = None, device: str = ""
     ) -> Identity:
         """Make keys and an account for them, and keep a backup of them at the relay."""
+        self._require_room(username)
         known = await asyncio.to_thread(Secrets.of, username, passphrase)
         identity = await asyncio.to_thread(Identity.generate)
         await self._wire.register(
@@ -66,6 +67,7 @@ class Accounts:
 
     async def login(self, username: str, passphrase: str, *, device: str = "") -> Identity:
         """Log in on a machine that may be empty: the keys come from the backup. Raises WrongPassphrase, Malformed."""
+        self._require_room(username)
         known = await asyncio.to_thread(Secrets.of, username, passphrase)
         user_id = await self._wire.login(username, known.password, device_name=device)
         return await self.restore(username, user_id, known.backup_key)
@@ -92,6 +94,11 @@ class Accounts:
             self._store.expect(group.group_id, Expected(group.seq, group.hash, Source.BACKUP))
         self.remember(username, identity, backup_key, generation=answer.generation)
         return identity
+
+    def _require_room(self, username: str) -> None:
+        account = self._store.account()
+        if account is not None and (account.username, account.url) != (username, self._url):
+            raise StoreInUse(f"this store is {account.username}'s at {account.url}: use another one")
 
     def remember(self, username: str, identity: Identity, backup_key: bytes, *, generation: int = 0) -> None:
         """Keep the account in the store."""

@@ -426,7 +426,11 @@ class Client:
     async def back_up(self) -> None:
         """Back up keys, pins and how far groups were verified, now; it is done by itself some time after a change."""
         self._dirty.clear()
-        await self._accounts.back_up(self.identity, self._known())
+        try:
+            await self._accounts.back_up(self.identity, self._known())
+        except BaseException:
+            self._dirty.set()
+            raise
 
     async def _back_up(self) -> None:
         """Back up some time after pins or groups have changed. A bot's token lacks the right to."""

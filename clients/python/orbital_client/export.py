@@ -195,7 +195,7 @@ def _said(item: Item | None, read: Read) -> dict[str, Any]:
         case Message():
             return {"problem": problem, **_message(item)}
         case Update():
-            return {"act": _act(item.act)}
+            return {"problem": problem} if item.act is None else {"act": _act(item.act)}
         case GroupChange():
             return {"change": item.text}
         case Suspicious():

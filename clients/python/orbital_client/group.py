@@ -57,6 +57,7 @@ from orbital_protocol.statements import RosterEntry
 
 _SECRET_BYTES: Final = 32
 _SIGNALS: Final = 256
+_KEYS_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,20 +242,22 @@ class Group:
 
     async def threads(self, *, limit: int = 50, before: Cursor | None = None) -> list[Message]:
         """The last threads, oldest first, as they stand."""
-        await self._replica.loaded()
+        await self._settle()
         return await self._as_messages(await self._timeline.threads(limit, before.seq if before else None))
 
     async def history(self, *, limit: int = 50, before: Cursor | None = None) -> list[Message]:
         """The last messages of all threads, oldest first, as they stand."""
-        await self._replica.loaded()
+        await self._settle()
         return await self._as_messages(await self._timeline.latest(limit, before.seq if before else None))
 
     async def thread(self, thread_id: bytes) -> list[Message]:
         """A thread with everything posted in it, oldest first, as it stands."""
+        await self._settle()
         return await self._as_messages(await self._timeline.thread(thread_id))
 
     async def message(self, message_id: bytes) -> Message:
         """One message as it stands. Raises NotFound."""
+        await self._settle()
         post = await self._timeline.message(message_id)
         if post is None:
             raise NotFound("not_found", "there is no such message in this group")
@@ -263,6 +266,12 @@ class Group:
     async def find(self, prefix: str, *, limit: int = 10) -> list[Message]:
         """Messages whose id, in hexadecimal, begins so: as they stand, not more than `limit`."""
         return await self._as_messages(await self._timeline.find(prefix, limit))
+
+    async def _settle(self) -> None:
+        """Have the key of what came last asked for, if the relay can be asked."""
+        replica = self._replica
+        await replica.loaded()
+        await replica.pulse.until(lambda: self._keeper.has_looked or not replica.is_live, _KEYS_S)
 
     async def _as_messages(self, posts: list[Post]) -> list[Message]:
         await self._people.learn({post.author_id for post in posts})

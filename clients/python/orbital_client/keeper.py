@@ -43,8 +43,7 @@ class Keeper:
     def __init__(self, replica: Replica, people: People, identity: Identity) -> None:
         self.name = ""
         """What the group is called, as far as it could be opened."""
-        self.has_looked = False
-        """Whether keys and name have been asked for, once the log had come."""
+        self._looked_at = 0
         self._replica = replica
         self._people = people
         self._identity = identity
@@ -73,9 +72,14 @@ class Keeper:
                 self._look()
             await self._replica.pulse.wait(wait_s, beat)
 
+    @property
+    def has_looked(self) -> bool:
+        """Whether the key in force has been asked for, or made."""
+        return self._looked_at >= self._replica.log.key_epoch
+
     def _look(self) -> None:
         if not self.has_looked:
-            self.has_looked = True
+            self._looked_at = self._replica.log.key_epoch
             self._replica.pulse.beat()
 
     def knock(self, request: JoinRequest) -> None:

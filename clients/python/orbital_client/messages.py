@@ -182,12 +182,16 @@ _KINDS: Final = {Kind.THREAD_POSTED: "thread", Kind.REPLY_POSTED: "reply", Kind.
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """A message was edited, reacted to, pinned: what was done, by whom. Whether it counts, `Message.refresh` shows."""
+    """A message was edited, reacted to, pinned: what was done, by whom. Whether it counts, `Message.refresh` shows.
+
+    `act` is None where that can't be opened, and `problem` says why; it comes again once it can.
+    """
 
     message_id: bytes
     author_id: bytes
-    act: AnyAct
+    act: AnyAct | None
     cursor: Cursor
+    problem: CannotOpen | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +240,9 @@ def item_of(read: Read, replica: Replica, name: NameOf) -> Item | None:
     cursor = Cursor(group_id=event.group_id, seq=event.seq, hash=event.hash)
     if event.kind in POSTS:
         act = read.opened.act if read.opened else None
-        return Update(event.target_id or ZERO_ID, event.actor_id, act, cursor) if act else None
+        if act is None and read.problem is None:
+            return None
+        return Update(event.target_id or ZERO_ID, event.actor_id, act, cursor, read.problem)
     known = replica.index.by_seq(event.seq)
     if known is not None and not known.counts:
         found = next((finding for finding in replica.findings if finding.seq == event.seq), None)

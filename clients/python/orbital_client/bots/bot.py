@@ -12,7 +12,7 @@ from orbital_client.bots.cursors import Cursors
 from orbital_client.bots.routing import Call, Handler, Route, Routes
 from orbital_client.bots.secret import BotSecret
 from orbital_client.client import Client, GroupEntered
-from orbital_client.errors import ClientClosed, LogBroken, MissingKey, NotFound, OrbitalError
+from orbital_client.errors import ClientClosed, MissingKey, OrbitalError
 from orbital_client.group import Group
 from orbital_client.messages import Item, Message, Update
 
@@ -56,7 +56,7 @@ class Bot:
         self._cursors = Cursors(self.client, cursor, is_local=str(store) != ":memory:")
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._followed: set[bytes] = set()
+        self._followed: dict[bytes, asyncio.Event] = {}
         self._handling: set[asyncio.Task[object]] = set()
         self.is_ready = asyncio.Event()
         """Set once the bot is signed in and follows its groups."""
@@ -108,8 +108,7 @@ class Bot:
         try:
             async with self.client as client:
                 await client.authenticate_bot(self._secret.token, self._secret.backup_key)
-                for group in client.groups:
-                    await self._follow(group)
+                await asyncio.gather(*(self._follow(group).wait() for group in client.groups))
                 self.is_ready.set()
                 notices = asyncio.create_task(self._notice(), name="orbital-bot-notices")
                 self._tasks.add(notices)
@@ -135,35 +134,38 @@ class Bot:
     async def _notice(self) -> None:
         async for notice in self.client.notices():
             if isinstance(notice, GroupEntered):
-                await self._follow(notice.group)
+                self._follow(notice.group)
             for call in self._routes.for_notice(notice):
                 await self._call(call)
 
-    async def _follow(self, group: Group) -> None:
-        if group.id not in self._followed:
-            self._followed.add(group.id)
-            task = asyncio.create_task(self._handle_all(group), name=f"orbital-bot-{group.id.hex()}")
+    def _follow(self, group: Group) -> asyncio.Event:
+        """Handle what happens in a group; the event is set once it is known from where on."""
+        started = self._followed.get(group.id)
+        if started is None:
+            started = self._followed[group.id] = asyncio.Event()
+            task = asyncio.create_task(self._handle_all(group, started), name=f"orbital-bot-{group.id.hex()}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        return started
 
-    async def _handle_all(self, group: Group) -> None:
+    async def _handle_all(self, group: Group, started: asyncio.Event) -> None:
         """Everything in one group, in its order, from where the bot stopped."""
         try:
             await group.live()
             after = await self._cursors.load(group)
+            started.set()
             async for item in group.events(after):
                 if self._stopping.is_set():
                     return
                 await self._handle(group, item)
+            log.info("group %s is seen no more", group.name or group.id.hex())
         except ClientClosed:
             return
-        except NotFound:
-            log.info("group %s is seen no more", group.name or group.id.hex())
-            self._followed.discard(group.id)
         except (OrbitalError, TimeoutError) as error:
             log.error("group %s is followed no more: %s", group.name or group.id.hex(), error)
-            if not isinstance(error, LogBroken):
-                self._followed.discard(group.id)
+        finally:
+            started.set()
+            self._followed.pop(group.id, None)
 
     async def _handle(self, group: Group, item: Item) -> None:
         if isinstance(item, Message) and isinstance(item.problem, MissingKey):

@@ -60,8 +60,10 @@ def show_item(terminal: Terminal, group: Group, item: Item) -> None:
             terminal.say(printable(item.finding.text), WRONG)
 
 
-def _act_words(act: AnyAct) -> str:
+def _act_words(act: AnyAct | None) -> str:
     match act:
+        case None:
+            return "did what can't be opened with"
         case Edit():
             return "edited"
         case React():

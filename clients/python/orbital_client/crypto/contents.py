@@ -135,8 +135,13 @@ _encoder: Final = msgspec.msgpack.Encoder()
 
 
 def encode(content: Content | Name | Signalled) -> bytes:
-    """The bytes that are signed and sealed."""
-    return _encoder.encode(content)
+    """The bytes that are signed and sealed. Raises ValueError for what no reader would take."""
+    raw = _encoder.encode(content)
+    try:
+        msgspec.msgpack.decode(raw, type=type(content))
+    except msgspec.ValidationError as error:
+        raise ValueError(f"this can't be sent: {error}") from None
+    return raw
 
 
 def title(raw: bytes) -> Title:

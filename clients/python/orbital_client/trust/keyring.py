@@ -33,21 +33,21 @@ class Keyring:
         return {epoch: key.secret for epoch, key in self._keys.items()}
 
     def add(self, key: GroupKey) -> list[int]:
-        """Take in a key, and what it opens; return the epochs that it brought. Raises WrongKey, and takes nothing."""
+        """Take in a key, and what it opens; return the epochs that it brought. Raises CannotOpen, and takes nothing."""
         epoch = self._log.state.epoch(key.epoch)
         if epoch is None:
             raise WrongKey(f"the group has not had a key of epoch {key.epoch} yet")
         key.check(epoch.commitment)
-        brought = []
+        brought = {}
         while key.epoch not in self._keys:
-            self._keys[key.epoch] = key
-            brought.append(key.epoch)
+            brought[key.epoch] = key
             epoch = self._log.state.epoch(key.epoch)
             if epoch is None or not epoch.previous_key:
                 break
             key = key.open_previous(epoch.previous_key)
             key.check(self._commitment(key.epoch))
-        return brought
+        self._keys |= brought
+        return list(brought)
 
     def unwrap(self, identity: Identity, epoch: int, wrapped: bytes) -> GroupKey:
         """The key in a wrap for this member, by a member of the group. Raises CannotOpen."""
