@@ -1,11 +1,12 @@
 """Envelopes, and what is in them: sections 18.4 and 18.5."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from generator import world
 from generator.crypto import files
