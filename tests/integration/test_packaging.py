@@ -27,7 +27,7 @@ def lines_of(requirements: str) -> list[str]:
 
 
 def pinned(requirements: str) -> dict[str, str]:
-    found = (re.match(r"([A-Za-z0-9._-]+)==(\S+)", line) for line in lines_of(requirements))
+    found = (re.match(r"([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==(\S+)", line) for line in lines_of(requirements))
     return {normal(match[1]): match[2] for match in found if match}
 
 
