@@ -383,7 +383,7 @@ async def test_what_is_done_to_whoever_posts_and_rekeys(migrated_database: str, 
 
         s.liar.be_honest()
         async with Client(s.liar.url, store=tmp_path / "bob.db", backoff=at_once()) as client:
-            s.liar.answer = truncated  # the log ends before what this device has seen
+            s.liar.answer, s.liar.forge = truncated, nothing  # the log ends before what this device has seen
             await client.resume()
             with pytest.raises(LogBroken, match="old backup"):
                 await client.group(s.group.id).live(LIMIT_S)
@@ -427,6 +427,10 @@ async def test_what_is_done_to_whoever_posts_and_rekeys(migrated_database: str, 
             await group.live(LIMIT_S)
             with pytest.raises(WrongKey, match=r"another key for (ann|bob) than the log names"):
                 await group.rekey()
+
+
+def nothing(event: Frame) -> list[Frame]:
+    return []
 
 
 def truncated(request: Frame, answer: Frame) -> Frame:
