@@ -166,7 +166,7 @@ class Liar:
             case "live":
                 story = self.stories.setdefault(frame["group_id"], Story())
                 frame["seq"], frame["hash"] = story.head(frame["seq"])
-                return [frame]
+                return self.push(frame)
             case "ok" | "error":
                 request = requests.pop(frame["id"], {"type": ""})
                 return [self.answer(request, self._answered(request, frame))]
