@@ -1,27 +1,30 @@
-"""`python -m bench [ingest] [fanout] [latency] [--seconds S] [--runs N]`; without a name, all of them."""
+"""`python -m bench [BENCH ...] [--seconds S] [--runs N]`; without a name, all of them."""
 
 import argparse
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
-from bench import fanout, ingest, latency, media
+from bench import fanout, ingest, latency, media, trust
 from bench.figures import Plan, Result
 from bench.stage import BenchError
 
-BENCHES: Final[Mapping[str, Callable[[Plan], Coroutine[Any, Any, Result]]]] = {
+Measure = Callable[[Plan], Coroutine[Any, Any, Result | Sequence[Result]]]
+
+BENCHES: Final[Mapping[str, Measure]] = {
     "ingest": ingest.measure,
     "fanout": fanout.measure,
     "latency": latency.measure,
     "media": media.measure,
     "media_s3": media.measure_s3,
     "media_frozen": media.measure_frozen,
+    "trust": trust.measure,
 }
 
 
 def main() -> None:
-    """Run what was asked for, and print a JSON line for each."""
+    """Run what was asked for, and print a JSON line for each; `trust` has two."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="BENCH", help=f"any of {', '.join(BENCHES)}; default all")
     parser.add_argument("--seconds", type=float, default=4, help="how long one run measures (default 4)")
@@ -34,10 +37,11 @@ def main() -> None:
     plan = Plan(arguments.seconds, arguments.runs)
     for name in arguments.names or BENCHES:
         try:
-            result = asyncio.run(BENCHES[name](plan))
+            found = asyncio.run(BENCHES[name](plan))
         except BenchError as error:
             sys.exit(f"bench {name}: {error}")
-        print(result.as_json_line(), flush=True)
+        for result in [found] if isinstance(found, Result) else found:
+            print(result.as_json_line(), flush=True)
 
 
 if __name__ == "__main__":
