@@ -152,6 +152,11 @@ class Client:
         await self._start(await self._accounts.restore(name, user_id, backup_key))
         await self.people.learn([user_id])
 
+    async def login_bot(self, username: str, password: str, backup_key: bytes) -> None:
+        """Sign in as a bot with the password of its account, which may all that a bot's token may not."""
+        user_id = await self.wire.login(username, password, device_name="bot")
+        await self._start(await self._accounts.restore(username, user_id, backup_key))
+
     async def logout(self) -> None:
         """End this login at the relay. The keys stay in the store."""
         await self.wire.logout()

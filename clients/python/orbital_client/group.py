@@ -33,7 +33,7 @@ from orbital_client.crypto.fingerprints import fingerprint
 from orbital_client.crypto.groupkeys import GroupKey
 from orbital_client.crypto.invites import seal_key
 from orbital_client.crypto.segments import FileSealing
-from orbital_client.errors import CannotPost, NotFound
+from orbital_client.errors import CannotPost, MissingKey, NotFound
 from orbital_client.identity import Identity, thumbprint, uuid7
 from orbital_client.keeper import Keeper
 from orbital_client.links import InviteLink
@@ -48,6 +48,7 @@ from orbital_client.trust.findings import Finding
 from orbital_client.trust.signals import Heard, seal_signal
 from orbital_client.wire import Client as WireClient
 from orbital_client.wire import Posted
+from orbital_client.wire.groups import OtherContent
 from orbital_client.wire.outgoing import size_of
 from orbital_client.wire.uploads import MediaFacts, Progress
 from orbital_protocol import ZERO_ID
@@ -240,6 +241,10 @@ class Group:
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def awaits(self, missing: MissingKey) -> bool:
+        """Whether that key may still come. Once there is a newer one, all are there that ever come."""
+        return self._replica.keyring.current is None or missing.epoch >= self._replica.log.key_epoch
+
     async def threads(self, *, limit: int = 50, before: Cursor | None = None) -> list[Message]:
         """The last threads, oldest first, as they stand."""
         await self._settle()
@@ -323,9 +328,13 @@ class Group:
 
     # ── posting ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def post(self, title: str, body: str = "", *, format: str = PLAIN) -> Message:
-        """Open a thread."""
-        thread_id = uuid7()
+    async def post(self, title: str, body: str = "", *, format: str = PLAIN, id: bytes | None = None) -> Message:
+        """Open a thread.
+
+        With an `id` of one's own, random or hard to guess, the same again, in another process too, posts nothing and
+        returns what was posted first.
+        """
+        thread_id = id or uuid7()
         sent_at, head = self._sender.said()
 
         def seal(key: GroupKey) -> list[bytes]:
@@ -337,13 +346,16 @@ class Group:
         async def send(fields: list[bytes], epoch: int) -> Posted:
             return await self.wire.post(title=fields[0], body=fields[1], thread_id=thread_id, key_epoch=epoch)
 
-        posted = await self._sender.post(ZERO_ID, seal, send)
+        try:
+            posted = await self._sender.post(ZERO_ID, seal, send)
+        except OtherContent as other:
+            return await self._earlier(other, is_expected=id is not None)
         said = {"title": title, "text": body, "format": format, "sent_at": sent_at}
         return self._posted(posted, Kind.THREAD_POSTED, thread_id, **said)
 
-    async def reply(self, thread_id: bytes, text: str, *, format: str = PLAIN) -> Message:
-        """Reply in a thread."""
-        reply_id = uuid7()
+    async def reply(self, thread_id: bytes, text: str, *, format: str = PLAIN, id: bytes | None = None) -> Message:
+        """Reply in a thread. An `id` of one's own is as in `post`."""
+        reply_id = id or uuid7()
         sent_at, head = self._sender.said()
         said = Body(sent_at=sent_at, head=head, text=text, format=format)
 
@@ -353,8 +365,22 @@ class Group:
         async def send(fields: list[bytes], epoch: int) -> Posted:
             return await self.wire.reply(thread_id, fields[0], reply_id=reply_id, key_epoch=epoch)
 
-        posted = await self._sender.post(thread_id, seal, send)
+        try:
+            posted = await self._sender.post(thread_id, seal, send)
+        except OtherContent as other:
+            return await self._earlier(other, is_expected=id is not None)
         return self._posted(posted, Kind.REPLY_POSTED, thread_id, text=text, format=format, sent_at=sent_at)
+
+    async def _earlier(self, other: OtherContent, *, is_expected: bool) -> Message:
+        """What was posted under this id before. Raises BadAnswer unless the log has it there, of this member's."""
+        if is_expected:
+            await self._replica.acknowledge(other.posted)
+            message = await self.message(other.posted.id)
+            if message.problem is not None:
+                raise message.problem
+            if (message.seq, message.author_id) == (other.posted.seq, self.user_id):
+                return message
+        raise other
 
     async def edit(self, message_id: bytes, text: str, *, title: str | None = None, format: str = PLAIN) -> None:
         """Put other words in the place of a message of one's own."""

@@ -47,12 +47,18 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredBot(msgspec.Struct, frozen=True, kw_only=True):
-    """A bot that was made here: with its password, it can be ended from here."""
+    """A bot that was made here: with its password, it can be changed and ended from here.
+
+    `token_id`, `scopes` and `expires_at` (microseconds; 0: never) are those of its one token.
+    """
 
     username: str
+    user_id: bytes
     password: str
-    token_id: bytes
     backup_key: bytes
+    token_id: bytes
+    scopes: tuple[str, ...]
+    expires_at: int = 0
 
     def __repr__(self) -> str:
         return f"StoredBot({self.username})"

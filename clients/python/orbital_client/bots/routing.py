@@ -1,11 +1,11 @@
 """Which handlers an item is for. No I/O."""
 
+import inspect
 import shlex
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from orbital_client.client import Notice
 from orbital_client.messages import Erased, GroupChange, Item, Message, Suspicious, Update
 
 Handler = Callable[..., Awaitable[object]]
@@ -24,7 +24,10 @@ KINDS: Final = frozenset({"thread", "reply", "file"})
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A handler, and what it wants: of which event, of which kind of message, in which group and thread."""
+    """A handler, and what it wants: of which event, of which kind of message, in which group and thread.
+
+    `name` is no other route's.
+    """
 
     handler: Handler
     event: str
@@ -32,8 +35,10 @@ class Route:
     group: str | bytes | None = None
     thread: bytes | None = None
     command: str | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
+        require_async(self.handler)
         if self.event not in EVENTS and self.event != "notice":
             raise ValueError(f"there is no event {self.event!r}: there are {', '.join((*EVENTS, 'notice'))}")
         if self.kind is not None and self.kind not in KINDS:
@@ -49,13 +54,24 @@ class Route:
             return self.kind is None and self.thread is None
         return self.kind in (None, item.kind) and self.thread in (None, item.thread_id)
 
+    def takes(self, words: tuple[str, ...]) -> bool:
+        """Whether the handler has parameters for so many words behind the message."""
+        try:
+            inspect.signature(self.handler).bind(None, *words)
+        except TypeError:
+            return False
+        return True
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A handler with its arguments."""
 
-    handler: Handler
-    arguments: tuple[Any, ...]
+def require_async(handler: Callable[..., Any]) -> None:
+    """Raise TypeError for what can't be awaited when it is called."""
+    if not inspect.iscoroutinefunction(handler) and not inspect.iscoroutinefunction(type(handler).__call__):
+        raise TypeError(f"{name_of(handler)} must be an async function")
+
+
+def name_of(handler: Callable[..., Any]) -> str:
+    """What a handler is called."""
+    return getattr(handler, "__qualname__", type(handler).__qualname__)
 
 
 class Routes:
@@ -66,28 +82,38 @@ class Routes:
         self._routes: list[Route] = []
 
     def add(self, route: Route) -> None:
-        self._routes.append(route)
+        """Add a handler; it is called after those that were added before."""
+        name = name_of(route.handler)
+        before = sum(name_of(other.handler) == name for other in self._routes)
+        self._routes.append(replace(route, name=f"{name}-{before + 1}" if before else name))
 
-    def calls(self, item: Item, group_name: str, group_id: bytes) -> Iterator[Call]:
-        """What is to be called for an item, in the order in which handlers were added."""
+    def matches(
+        self, item: Item, group_name: str, group_id: bytes, own_name: str
+    ) -> Iterator[tuple[Route, tuple[str, ...]]]:
+        """Whom an item is for, in the order in which handlers were added; with a command, the words behind it."""
+        words = self._words(item.text, own_name) if isinstance(item, Message) else ()
         for route in self._routes:
             if route.wants(item, group_name, group_id):
                 if route.command is None:
-                    yield Call(route.handler, (item,))
-                elif isinstance(item, Message) and (words := self._words(item.text)) and words[0] == route.command:
-                    yield Call(route.handler, (item, *words[1:]))
+                    yield route, ()
+                elif words and words[0] == route.command:
+                    yield route, words[1:]
 
-    def for_notice(self, notice: Notice) -> Iterator[Call]:
-        """What is to be called for a notice."""
-        return (Call(route.handler, (notice,)) for route in self._routes if route.event == "notice")
+    def for_notices(self) -> Iterator[Route]:
+        """Whom notices are for."""
+        return (route for route in self._routes if route.event == "notice")
 
-    def _words(self, text: str) -> list[str]:
+    def _words(self, text: str, own_name: str) -> tuple[str, ...]:
         """The command in a text and its arguments, which may be quoted; none where it has no command."""
         line = text.strip().partition("\n")[0]
-        if not line.startswith(self._prefix):
-            return []
-        line = line.removeprefix(self._prefix)
+        mentioned, mention, behind = line.partition(" ")
+        if mentioned.rstrip(":,") == f"@{own_name}" and mention:
+            line = behind
+        elif line.startswith(self._prefix):
+            line = line.removeprefix(self._prefix)
+        else:
+            return ()
         try:
-            return shlex.split(line)
+            return tuple(shlex.split(line))
         except ValueError:  # a quote that doesn't end
-            return line.split()
+            return tuple(line.split())
