@@ -171,7 +171,8 @@ class Story:
         self.epoch = 1
         self.keys = {1: self.new_key(1)}
         self._ids = count(1)
-        self.says(owner, GroupCreated, **_keys(owner), **self._epoch_elements(1), history=history, **altered)
+        elements = _keys(owner) | {"history": history, "name_hash": digest("name", 1)}
+        self.says(owner, GroupCreated, **elements | {"key_commitment": self.keys[1].commitment} | altered)
 
     @property
     def head(self) -> Head:
@@ -193,7 +194,7 @@ class Story:
         self.events.append(chained(event, len(self.events) + 1, self.head.hash))
         return self.events[-1]
 
-    def _event(self, kind: int, object_id: bytes, actor_id: bytes, **fields: Any) -> Event:
+    def _event(self, kind: int, object_id: bytes, actor_id: bytes, /, **fields: Any) -> Event:
         made: dict[str, Any] = {"seq": 0, "hash": ZERO_HASH, "content_hash": ZERO_HASH, "group_id": self.group_id}
         made |= {"kind": kind, "object_id": object_id, "actor_id": actor_id, "key_epoch": self.epoch}
         return Event(**made | {"created_at": T0 + len(self.events) * 1_000_000} | fields)
@@ -230,9 +231,6 @@ class Story:
             self.roster = after
             self.epoch = getattr(statement, "new_key_epoch", self.epoch)
         return self.append(made)
-
-    def _epoch_elements(self, epoch: int) -> dict[str, Any]:
-        return {"key_commitment": self.keys[epoch].commitment, "name_hash": digest("name", epoch)}
 
     def invite(self, actor: Identity, *, max_uses: int = 0, expires_at: int = 0, **altered: Any) -> Link:
         link = Link(altered.pop("invite_id", None) or self.new_id())
@@ -441,9 +439,15 @@ class Reader:
 def company(*, history: int = History.SHARED) -> Story:
     """Ann is the owner, Bob an admin, Cara and Dan are members; Cara came by a link that holds, Eve is nobody."""
     story = Story(history=history)
+    populate(story)
+    return story
+
+
+def populate(story: Story) -> None:
+    """Let the company come to a group that Ann has just created."""
 
     def rekey_if_due() -> None:
-        if history == History.NONE:
+        if story.history == History.NONE:
             story.rekey(ANN)
 
     story.admit(ANN, BOB)
@@ -453,7 +457,6 @@ def company(*, history: int = History.SHARED) -> Story:
     rekey_if_due()
     story.admit(BOB, DAN)
     rekey_if_due()
-    return story
 
 
 def everything() -> Story:
