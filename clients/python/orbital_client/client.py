@@ -197,6 +197,7 @@ class Client:
     def _ended(self, name: str, task: asyncio.Task[None]) -> None:
         if self._tasks.get(name) is task:
             del self._tasks[name]
+        self._notice.beat()  # without the intake, nothing more comes
         if not task.cancelled() and (error := task.exception()):
             log.error("%s ended because of a mistake in this package", name, exc_info=error)
 

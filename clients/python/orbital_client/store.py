@@ -54,6 +54,7 @@ class StoredBot(msgspec.Struct, frozen=True, kw_only=True):
 
     username: str
     user_id: bytes
+    fingerprint: str
     password: str
     backup_key: bytes
     token_id: bytes

@@ -30,11 +30,12 @@ _MICROSECONDS: Final = 1_000_000
 class BotMade:
     """A bot with a new token. `secret` is shown once, and is all that it needs to run; `stored` is what ends it."""
 
-    username: str
-    user_id: bytes
-    fingerprint: str
+    stored: StoredBot
     secret: BotSecret = field(repr=False)
-    stored: StoredBot = field(repr=False)
+
+    @property
+    def user_id(self) -> bytes:
+        return self.stored.user_id
 
 
 def _forget(_bot: StoredBot) -> None:
@@ -61,6 +62,7 @@ async def create_bot(  # noqa: PLR0913  options, each with a default that suits 
         bot = StoredBot(
             username=username,
             user_id=client.user_id,
+            fingerprint=client.fingerprint,
             password=password,
             backup_key=backup_key,
             token_id=uuid7(),
@@ -135,13 +137,7 @@ async def _with_token(client: Client, bot: StoredBot) -> BotMade:
         expires_at=bot.expires_at or None,
     )
     answer = await client.wire.request(request, TokenCreateOk)
-    return BotMade(
-        username=bot.username,
-        user_id=bot.user_id,
-        fingerprint=client.fingerprint,
-        secret=BotSecret(answer.token, bot.backup_key),
-        stored=bot,
-    )
+    return BotMade(bot, BotSecret(answer.token, bot.backup_key))
 
 
 async def _revoke(client: Client, bot: StoredBot) -> None:

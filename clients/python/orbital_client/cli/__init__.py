@@ -4,7 +4,7 @@ app         the commands, options of all, and what goes wrong as one line each
 terminal    how it prints: for people, or JSON           showing     how messages and changes look
 options     what all commands are given, and the client  lookup      groups, people and messages by what people type
 passphrases asked for, read, or proposed
-accounts, groups, members, talking, transfers, verifying, exporting: the commands
+accounts, groups, members, talking, transfers, verifying, exporting, bots: the commands
 """
 
 import sys

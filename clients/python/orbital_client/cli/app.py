@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from orbital_client.cli import accounts, exporting, groups, members, talking, transfers, verifying
+from orbital_client.cli import accounts, bots, exporting, groups, members, talking, transfers, verifying
 from orbital_client.cli.options import CommandError, Options, default_store, given
 from orbital_client.cli.terminal import Terminal, printable
 from orbital_client.errors import ConnectionLost, OrbitalError, RequestFailed
@@ -77,6 +77,11 @@ app = typer.Typer(
 for topic in (accounts, groups, members, talking, transfers, verifying, exporting):
     for name, function in topic.COMMANDS.items():
         app.command(name)(function)
+
+bot = typer.Typer(name="bot", no_args_is_help=True, help="Bots: members that are programs, and what they run with.")
+for name, function in bots.COMMANDS.items():
+    bot.command(name)(function)
+app.add_typer(bot)
 
 
 @app.command()

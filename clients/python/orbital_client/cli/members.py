@@ -13,15 +13,15 @@ from orbital_client.cli.terminal import iso_time, local_time, printable
 
 _DURATION: Final = re.compile(r"(\d{1,6})([smhdw])")
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_NEVER: Final = "never"
+NEVER: Final = "never"
 _WEEK: Final = "7d"
 
 
-def _parse_duration(text: str) -> int:
+def parse_duration(text: str) -> int:
     """Seconds; 0 for never."""
     match = _DURATION.fullmatch(text)
-    if match is None and text != _NEVER:
-        raise typer.BadParameter(f"{text} is no time such as 30m, 12h, 7d or {_NEVER}")
+    if match is None and text != NEVER:
+        raise typer.BadParameter(f"{text} is no time such as 30m, 12h, 7d or {NEVER}")
     return int(match[1]) * _UNITS_S[match[2]] if match else 0
 
 
@@ -39,7 +39,7 @@ async def invite(
     *,
     expires_in_s: Annotated[
         int,
-        typer.Option("--expires", parser=_parse_duration, metavar="TIME", help=f"30m, 12h, 7d, or {_NEVER}."),
+        typer.Option("--expires", parser=parse_duration, metavar="TIME", help=f"30m, 12h, 7d, or {NEVER}."),
     ] = _WEEK,  # type: ignore[assignment]  # what a user would type
     uses: Annotated[int, typer.Option(min=0, help="How many may come by it; 0: any number.")] = 0,
 ) -> None:
