@@ -27,7 +27,7 @@ from orbital_client.timeline import Read
 from orbital_client.trust.findings import Finding
 from orbital_client.trust.index import MemoryIndex
 from orbital_client.trust.log import POSTS, Log
-from orbital_client.wire.ledger import field_hashes
+from orbital_client.wire.ledger import field_hashes, parent_id
 from orbital_protocol import ZERO_ID
 from orbital_protocol.codes import Kind
 from orbital_protocol.frames import Event
@@ -179,7 +179,7 @@ def _line(group: Group, read: Read, item: Item | None, previous_hash: bytes) -> 
         actor="" if event.actor_id == ZERO_ID else group.name_of(event.actor_id),
         key_epoch=event.key_epoch,
         created_at=event.created_at,
-        parent_id=(event.thread_id or event.target_id or ZERO_ID).hex(),
+        parent_id=parent_id(event).hex(),
         content_hash=event.content_hash.hex(),
         field_hashes=[hash_.hex() for hash_ in field_hashes(event)] if event.kind in POSTS else [],
         statement=None if event.statement is None else event.statement.hex(),

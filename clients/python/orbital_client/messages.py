@@ -15,7 +15,7 @@ from orbital_client.timeline import Read
 from orbital_client.trust.board import Post
 from orbital_client.trust.findings import Finding, Flaw
 from orbital_client.trust.log import POSTS
-from orbital_client.wire.ledger import statement_of
+from orbital_client.wire.ledger import parent_id, statement_of
 from orbital_client.wire.uploads import Progress
 from orbital_client.wording import NameOf, describe
 from orbital_protocol import ZERO_ID
@@ -242,7 +242,7 @@ def item_of(read: Read, replica: Replica, name: NameOf) -> Item | None:
         act = read.opened.act if read.opened else None
         if act is None and read.problem is None:
             return None
-        return Update(event.target_id or ZERO_ID, event.actor_id, act, cursor, read.problem)
+        return Update(parent_id(event), event.actor_id, act, cursor, read.problem)
     known = replica.index.by_seq(event.seq)
     if known is not None and not known.counts:
         found = next((finding for finding in replica.findings if finding.seq == event.seq), None)

@@ -121,7 +121,7 @@ class Board:
 
     def annotate(self, opened: Opened) -> Post | None:
         """Apply an annotation; return the message as it is then, None where there is none to annotate."""
-        event, target_id = opened.event, opened.event.target_id or ZERO_ID
+        event, target_id = opened.event, opened.known.parent_id
         post = self._posted.get(target_id)
         if opened.act is None or post is None or post.erased_at:
             return None

@@ -14,7 +14,7 @@ from orbital_client.trust import effects, rules
 from orbital_client.trust.findings import Finding, Flaw
 from orbital_client.trust.index import Index, Known
 from orbital_client.trust.state import State, decoder, encoder
-from orbital_client.wire.ledger import Chain, roster_after
+from orbital_client.wire.ledger import Chain, parent_id, roster_after
 from orbital_protocol import ZERO_HASH, ZERO_ID
 from orbital_protocol.codes import Kind, Role
 from orbital_protocol.frames import Cursor, Event
@@ -38,6 +38,7 @@ class Log(Chain):
         self.state = state or State(group_id)
         self.index = index
         super().__init__(Cursor(group_id=group_id, seq=self.state.seq, hash=self.state.hash))
+        self._key_epoch = self.state.logged_epoch or self._key_epoch
         self._roster: dict[bytes, RosterEntry] | None = None
         self.changes = 0
         """Counts what changed the state beyond its position."""
@@ -94,11 +95,11 @@ class Log(Chain):
             event.kind,
             event.object_id,
             event.actor_id,
-            event.thread_id or event.target_id or ZERO_ID,
+            parent_id(event),
             counts=wrong is None,
         )
         self.index.add(known)
-        self.state.seq, self.state.hash = event.seq, event.hash
+        self.state.seq, self.state.hash, self.state.logged_epoch = event.seq, event.hash, self._key_epoch
         if wrong is not None:
             flaw, detail = wrong
             if event.kind not in POSTS and not self.state.tainted_at:

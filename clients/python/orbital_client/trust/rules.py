@@ -6,6 +6,7 @@ from typing import Final, TypeGuard
 from orbital_client.trust.findings import Flaw
 from orbital_client.trust.index import Index, Known
 from orbital_client.trust.state import Invite, State
+from orbital_client.wire.ledger import parent_id
 from orbital_protocol import ZERO_HASH, ZERO_ID, points
 from orbital_protocol.codes import Kind, Role
 from orbital_protocol.frames import Event
@@ -53,7 +54,7 @@ def check_post(state: State, index: Index, event: Event) -> Wrong:
     kinds = PARENTS.get(Kind(event.kind))
     if kinds is None:
         return None
-    parent = index.by_id(event.thread_id or event.target_id or ZERO_ID)
+    parent = index.by_id(parent_id(event))
     if parent is None or parent.kind not in kinds or not parent.counts or parent.erased_at:
         return Flaw.BAD_PARENT, ""
     return None
@@ -72,9 +73,7 @@ def check_statement(state: State, index: Index, event: Event, statement: AnyStat
 
 
 def _check_signature(state: State, event: Event, statement: AnyStatement) -> Wrong:
-    if isinstance(statement, GroupCreated) or (
-        isinstance(statement, MemberJoined) and statement.actor_id == statement.user_id
-    ):
+    if _introduces_itself(statement):
         signing_key = statement.signing_key
     elif (actor := state.member(statement.actor_id)) is None:
         return Flaw.NO_MEMBER, "whoever made it is not in the group"

@@ -61,6 +61,8 @@ class State(msgspec.Struct, array_like=True):
     is_deleted: bool = False
     tainted_at: int = 0
     """The seq of the first change of the group that an honest relay would not have logged."""
+    logged_epoch: int | None = None
+    """The epoch that the next event must be under: that of the last rekey, though it may not have counted."""
 
     def copy(self) -> "State":
         """An equal state that does not change with this one."""

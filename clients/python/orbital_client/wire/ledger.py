@@ -167,10 +167,21 @@ def _content_hash(event: Event) -> bytes | None:
     if event.statement is not None:
         return chain.control_content_hash(event.statement, event.signature or b"")
     if event.kind in _POSTS:
-        return chain.content_hash(event.thread_id or event.target_id or ZERO_ID, field_hashes(event))
+        return chain.content_hash(parent_id(event), field_hashes(event))
     if event.kind in _CONTROL:
         return chain.RELAY_CONTENT_HASH
     return None
+
+
+def parent_id(event: Event) -> bytes:
+    """What a post or file belongs to; zeros where its kind has no parent. Of other fields no hash says anything."""
+    match event.kind:
+        case Kind.ANNOTATION_POSTED:
+            return event.target_id or ZERO_ID
+        case Kind.REPLY_POSTED | Kind.MEDIA_POSTED:
+            return event.thread_id or ZERO_ID
+        case _:
+            return ZERO_ID
 
 
 def field_hashes(event: Event) -> list[bytes]:
