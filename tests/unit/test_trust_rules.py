@@ -527,7 +527,7 @@ def test_what_breaks_a_rule_is_found_and_changes_nothing(name: str) -> None:
     assert after.changes == before.changes
     assert after.roster == before.roster
     before.state.seq, before.state.hash = story.head.seq, story.head.hash
-    before.state.tainted_at = after.state.tainted_at
+    before.state.tainted_at, before.state.logged_epoch = after.state.tainted_at, after.state.logged_epoch
     assert after.state == before.state
     for event in story.events[:-1]:
         assert after.index.by_seq(event.seq) == before.index.by_seq(event.seq)
