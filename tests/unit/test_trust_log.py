@@ -105,6 +105,13 @@ def test_everything_that_there_is_leaves_no_finding() -> None:
     assert reader.log.roster[BOB.user_id].role == Role.OWNER
 
 
+def test_another_groups_log_is_not_this_ones() -> None:
+    log = Log(new_id("another group"), MemoryIndex())
+    with pytest.raises(ChainBroken, match="an event of another group"):
+        log.take(everything().events[0])
+    assert (log.group_id, log.position.group_id, log.roster) == (new_id("another group"), new_id("another group"), {})
+
+
 def test_names_and_keys_are_those_of_the_last_statement() -> None:
     story = company()
     log, _ = story.log()

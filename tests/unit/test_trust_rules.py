@@ -631,6 +631,11 @@ NONE: dict[str, tuple[Told, str]] = {
         "something else than its event",
     ),
     "a statement of another group": (lambda s: s.leave(DAN, group_id=new_id("g")), "something else than its event"),
+    "a post of another group": (lambda s: s.thread(DAN, group_id=new_id("g")), "an event of another group"),
+    "a statement and its event of another group": (
+        lambda s: s.leave(DAN, group_id=new_id("g"), event={"group_id": new_id("g")}),
+        "an event of another group",
+    ),
     "a statement under another id": (
         lambda s: s.leave(DAN, event={"object_id": new_id("o")}),
         "something else than its event",

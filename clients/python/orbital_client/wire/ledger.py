@@ -60,6 +60,8 @@ class Chain:
         expected = self.position.seq + 1
         if event.seq != expected:
             raise self.broken(f"expected event {expected}, got {event.seq}")
+        if event.group_id != self.position.group_id:
+            raise self.broken("an event of another group")
         statement = self._statement(event)
         if self._key_epoch not in (None, event.key_epoch):
             raise self.broken(f"key epoch {event.key_epoch} where {self._key_epoch} is in force")
