@@ -92,20 +92,23 @@ LINK_ID: Final = new_id("link")
 # ── events ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def chained(event: Event, seq: int, previous_hash: bytes) -> Event:
-    """The event at this place, with hashes that fit: whatever a relay alters, it can do that."""
-    event = replace(event, seq=seq, content_hash=_content_hash(event))
+def chained(event: Event, seq: int, previous_hash: bytes, *, fits: bool = True) -> Event:
+    """The event at this place, with hashes that fit: whatever a relay alters, it can do that.
+
+    Without `fits` the content's hash stays as it is, for what may be in none.
+    """
+    event = replace(event, seq=seq, content_hash=_content_hash(event) if fits else event.content_hash)
     hashed = ("group_id", "seq", "kind", "object_id", "actor_id", "key_epoch", "created_at", "content_hash")
     parts = {name: getattr(event, name) for name in hashed}
     return replace(event, hash=chain.event_hash(previous_hash=previous_hash, **parts))
 
 
-def retold(events: Iterable[Event], alter: Callable[[Event], list[Event]]) -> list[Event]:
+def retold(events: Iterable[Event], alter: Callable[[Event], list[Event]], *, fits: bool = True) -> list[Event]:
     """The log as a relay tells it that leaves out, alters and adds, and makes its hashes fit."""
     told: list[Event] = []
     for event in events:
         for altered in alter(event):
-            told.append(chained(altered, len(told) + 1, told[-1].hash if told else ZERO_HASH))
+            told.append(chained(altered, len(told) + 1, told[-1].hash if told else ZERO_HASH, fits=fits))
     return told
 
 
@@ -404,8 +407,11 @@ class Reader:
         step = self.log.take(event)
         if step.finding is not None:
             self.findings.append(step.finding)
-        if self.keyring.current is None and (key := self._keys.get(self.log.key_epoch)):
-            self.keyring.add(key)
+        if self.keyring.current is None and (key := self._keys.pop(self.log.key_epoch, None)):
+            try:
+                self.keyring.add(key)
+            except CannotOpen as problem:
+                self.problems[event.seq] = problem
         if event.kind in POSTS:
             self._read(event)
 
