@@ -24,8 +24,8 @@ run: $(VENV)/.installed ## start the relay on its embedded PostgreSQL; data is k
 test: $(VENV)/.installed ## every test, with coverage
 	$(BIN)/pytest -n $(TEST_PROCESSES) $(ARGS) --cov
 
-demo: $(VENV)/.installed ## three clients in a thread, one of them cut off and resuming
-	@$(BIN)/python examples/demo.py $(ARGS)
+demo: $(VENV)/.installed ## three people and a bot in an encrypted group, one of them cut off and resuming
+	@$(BIN)/python -m examples.demo
 
 check: lint types test ## all that must pass before a commit
 

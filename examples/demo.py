@@ -1,33 +1,38 @@
-"""`make demo`: three people in a thread, on a relay of the demo's own; one of them is cut off and misses nothing, and
-is cut off again in the middle of an upload, which goes on.
+"""`make demo`: three people and a bot in a group that the relay can't read.
+
+One of them is cut off and misses nothing, and is cut off again in the middle of a file, which goes on. At the end the
+relay's disk is searched for what was said.
 
 It starts `orbital-relay serve` on free ports, with an embedded PostgreSQL in a temporary directory, and ends by itself.
 """
 
 import asyncio
-import contextlib
-import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orbital_client.wire import Client, Disconnected, Event, Group, Identity, Kind, Reconnected
+from examples.demo_stage import LIMIT_S, Cable, RelayFailed, find_in, own_relay, running_bot
+from orbital_client import Client, Disconnected, Finding, Group, Message, Reconnected
+from orbital_client.bots import create_bot
 
-LIMIT_S = 60
 MIB = 1024 * 1024
 COLOURS = {"ann": "magenta", "bob": "cyan", "cleo": "yellow"}
+BOT = "echo"
+GROUP = "The Martian society"
+TITLE = "The next meeting"
 OPENING = ("ann", "Where shall we meet?")
 TALK = [("bob", "On Mars, as always."), ("cleo", "I bring the map."), ("ann", "Then I bring the tea.")]
 WITHOUT_CLEO = [("bob", "Is cleo still there?"), ("ann", "She is in the tunnel."), ("bob", "She will see this anyway.")]
 REUNION = [("cleo", "I do. All of it."), ("bob", "Good.")]
+TO_BOT = ("bob", "!echo Is anybody else here?")
+FROM_BOT = "Is anybody else here?"
 MAP = ("cleo", "map.png")
 MAP_BYTES = 16 * MIB
 OUTAGE_S = 0.5
@@ -35,131 +40,51 @@ OUTAGE_S = 0.5
 console = Console(highlight=False)
 
 
-class RelayFailed(Exception):
-    """The demo's relay did not start; the message is what it printed."""
-
-
-@asynccontextmanager
-async def own_relay(directory: Path) -> AsyncIterator[int]:
-    """A relay of the demo's own; yields its port."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ORBITAL_")}
-    environment.pop("DATABASE_URL", None)
-    environment |= {
-        "ORBITAL_LISTEN_PORT": "0",
-        "ORBITAL_OPERATORS_PORT": "0",
-        "ORBITAL_DATA_DIR": str(directory),
-        "ORBITAL_LOG_FORMAT": "json",
-    }
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "orbital_relay", "serve"),
-        cwd=directory,
-        env=environment,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    log = asyncio.create_task(read_log(process.stderr, listening), name="demo-relay-log")
-    try:
-        async with asyncio.timeout(LIMIT_S):
-            port = await listening
-        yield port
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        await log
-        await process.wait()
-
-
-async def read_log(log: asyncio.StreamReader | None, listening: asyncio.Future[int]) -> None:
-    """Read what the relay logs to its end, and tell where it listens."""
-    said: list[str] = []
-    while log is not None and (raw := await log.readline()):
-        if listening.done():
-            continue
-        said.append(raw.decode(errors="replace"))
-        with contextlib.suppress(ValueError):
-            line = json.loads(raw)
-            if line.get("event") == "relay.listening":
-                listening.set_result(int(line["port"]))
-    if not listening.done():
-        listening.set_exception(RelayFailed("".join(said)))
-
-
-class Cable:
-    """The wire between one client and the relay. It can be cut, and mended."""
-
-    def __init__(self, relay_port: int) -> None:
-        self._relay_port = relay_port
-        self._ends: set[asyncio.StreamWriter] = set()
-        self._is_cut = False
-
-    @asynccontextmanager
-    async def laid(self) -> AsyncIterator[str]:
-        """Yields the address to connect to."""
-        server = await asyncio.start_server(self._join, "127.0.0.1", 0)
-        try:
-            yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        finally:
-            server.close()
-            self.cut()
-
-    def cut(self) -> None:
-        """Kill the connections without a word, and let no new ones through."""
-        self._is_cut = True
-        for end in self._ends:
-            end.transport.abort()
-
-    def mend(self) -> None:
-        self._is_cut = False
-
-    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._is_cut:
-            writer.transport.abort()
-            return
-        there, back = await asyncio.open_connection("127.0.0.1", self._relay_port)
-        self._ends |= {writer, back}
-        try:
-            await asyncio.gather(self._carry(reader, back), self._carry(there, writer))
-        finally:
-            self._ends -= {writer, back}
-
-    async def _carry(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while data := await source.read(65_536):
-                target.write(data)
-                await target.drain()
-        target.transport.abort()
-
-
 class Person:
-    """A client that keeps everything it is told."""
+    """Somebody at a client, who keeps everything that it shows."""
 
     def __init__(self, name: str, client: Client) -> None:
         self.name = name
         self.client = client
-        self.events: list[Event] = []
+        self.messages: dict[bytes, Message] = {}
+        self.seqs: list[int] = []
+        self.findings: list[Finding] = []
         self.times_cut = 0
         self._told = asyncio.Condition()
 
-    async def listen(self) -> None:
-        """Read events until the client is closed. The client verifies the chain, and raises where it breaks."""
-        async for item in self.client.events():
+    async def read(self, group: Group) -> None:
+        """Take in what happens in the group, from its beginning, until the client is closed."""
+        async for item in group.events(group.start):
             async with self._told:
-                match item:
-                    case Event():
-                        self.events.append(item)
+                if isinstance(item, Message):
+                    self.messages[item.id] = item
+                self.seqs.append(item.seq if isinstance(item, Message) else item.cursor.seq)
+                self._told.notify_all()
+
+    async def hear(self) -> None:
+        """Take in what the client has to say, until it is closed."""
+        async for notice in self.client.notices():
+            async with self._told:
+                match notice:
+                    case Finding():
+                        self.findings.append(notice)
                     case Disconnected():
                         self.times_cut += 1
-                    case Reconnected():
+                    case Reconnected() if self.times_cut:
                         console.print(Text.assemble("     ", styled(self.name), (" is back", "bold green")))
                     case _:
                         pass
                 self._told.notify_all()
 
-    async def has(self, seq: int) -> None:
-        """Wait until this event has come."""
+    async def sees(self, text: str) -> Message:
+        """Wait until a message that says this has come."""
         async with asyncio.timeout(LIMIT_S), self._told:
-            await self._told.wait_for(lambda: bool(self.events) and self.events[-1].seq >= seq)
+            while not (found := self._saying(text)):
+                await self._told.wait()
+            return found[0]
+
+    def _saying(self, text: str) -> list[Message]:
+        return [each for each in self.messages.values() if text in (each.text, each.file_name)]
 
     async def is_cut_off(self) -> None:
         async with asyncio.timeout(LIMIT_S), self._told:
@@ -167,12 +92,12 @@ class Person:
 
     @property
     def holes(self) -> int:
-        """How many events are missing between the first and the last one."""
-        return self.events[-1].seq - self.events[0].seq + 1 - len(self.events)
+        """How many events of the log did not come."""
+        return self.seqs[-1] - len(set(self.seqs))
 
 
 def styled(name: str) -> Text:
-    return Text(f"{name:<4}", style=f"bold {COLOURS[name]}")
+    return Text(f"{name:<4}", style=f"bold {COLOURS.get(name, 'green')}")
 
 
 def show(seq: int, author: str, text: str, *readers: str) -> None:
@@ -191,118 +116,122 @@ class Conversation:
         self._people = people
         self._groups = groups
         self._thread_id = b""
-        self.posts = 0
 
     async def open(self, author: str, text: str) -> None:
-        self.posts += 1
-        thread = await self._groups[author].post(title=b"The next meeting", body=text.encode())
-        self._thread_id = thread.id
-        await self._seen(thread.seq, author, text, [*self._people])
+        self._thread_id = (await self._groups[author].post(TITLE, text)).id
+        await self.seen(author, text, *COLOURS)
 
-    async def say(self, author: str, text: str, *readers: str) -> int:
+    async def say(self, author: str, text: str, *readers: str) -> None:
         """Reply, and wait until the readers (everybody, unless they are named) have it."""
-        self.posts += 1
-        reply = await self._groups[author].reply(self._thread_id, text.encode())
-        await self._seen(reply.seq, author, text, readers or [*self._people])
-        return reply.seq
+        await self._groups[author].reply(self._thread_id, text)
+        await self.seen(author, text, *(readers or COLOURS))
 
-    async def share(self, author: str, name: str, content: bytes, cable: Cable) -> None:
-        """Send a file to the thread, over a cable that is cut halfway; everybody reads it, and has the same."""
+    async def seen(self, author: str, text: str, *readers: str, shown: str = "") -> None:
+        """Wait until the readers have it, and show that."""
+        seen = [await self._people[name].sees(text) for name in readers]
+        if {message.author for message in seen} != {author}:
+            raise AssertionError(f"somebody else has said {text!r}")
+        show(seen[0].seq, author, shown or text, *readers)
+
+    async def share(self, author: str, path: Path, cable: Cable) -> None:
+        """Send a file to the thread, over a cable that is cut halfway; everybody fetches it, and has the same."""
         bar = console.status("")
         loop = asyncio.get_running_loop()
         was_cut = False
 
         def on_progress(done: int, total: int) -> None:
             nonlocal was_cut
-            bar.update(f"{name}: {done // 1024:,} of {total // 1024:,} KiB are durable")
+            bar.update(f"{path.name}: {done // 1024:,} of {total // 1024:,} KiB are durable")
             if not was_cut and done >= total // 2:
                 was_cut = True
                 cable.cut()
                 loop.call_later(OUTAGE_S, cable.mend)
 
         with bar:
-            posted = await self._groups[author].upload(
-                content, thread_id=self._thread_id, metadata=name.encode(), on_progress=on_progress
-            )
-        for group in self._groups.values():
-            copy = [piece async for piece in group.read_media(posted.media_id)]
-            if b"".join(copy) != content:
-                raise AssertionError(f"{name} came out as something else")
-        await self._seen(posted.seq, author, f"{name}, {len(content) // MIB} MiB", [*self._people])
+            posted = await self._groups[author].share(self._thread_id, path, on_progress=on_progress)
+        content = await asyncio.to_thread(path.read_bytes)
+        for name, person in self._people.items():
+            copy = await (await person.sees(path.name)).download(path.with_name(f"{name}-{path.name}"))
+            if await asyncio.to_thread(copy.read_bytes) != content:
+                raise AssertionError(f"{path.name} came out as something else")
+        await self.seen(author, path.name, *COLOURS, shown=f"{path.name}, {posted.size_bytes // MIB} MiB")
         console.print("     the line broke at half of it; all three have the same bytes", style="dim")
-
-    async def _seen(self, seq: int, author: str, text: str, readers: "list[str] | tuple[str, ...]") -> None:
-        for name in readers:
-            await self._people[name].has(seq)
-        show(seq, author, text, *readers)
 
 
 async def enter(people: dict[str, Person]) -> dict[str, Group]:
     """Everybody registers; ann makes a group, the others join by her link."""
-    identities = await asyncio.gather(*(asyncio.to_thread(Identity.generate) for _ in people))
-    await asyncio.gather(
-        *(
-            person.client.register(name, f"a password for {name}", identity)
-            for (name, person), identity in zip(people.items(), identities, strict=True)
-        )
-    )
-    group = await people["ann"].client.create_group(b"The Martian society")
+    await asyncio.gather(*(person.client.register(name, f"six words of {name}") for name, person in people.items()))
+    group = await people["ann"].client.create_group(GROUP)
     link = await group.invite()
     return {"ann": group, **{name: await people[name].client.join(link) for name in ("bob", "cleo")}}
 
 
 async def meet(conversation: Conversation, cleo: Person, cable: Cable) -> None:
-    """The play."""
+    """Three people talk; one of them is away for a while."""
     await conversation.open(*OPENING)
     for author, text in TALK:
         await conversation.say(author, text)
     cable.cut()
     await cleo.is_cut_off()
     console.print(Text.assemble("\n     ", styled("cleo"), (" is cut off", "bold red")))
-    missed = [(await conversation.say(author, text, "ann", "bob"), author, text) for author, text in WITHOUT_CLEO]
+    for author, text in WITHOUT_CLEO:
+        await conversation.say(author, text, "ann", "bob")
     cable.mend()
-    await cleo.has(missed[-1][0])
-    for seq, author, text in missed:
-        show(seq, author, text, *COLOURS)
+    await cleo.sees(WITHOUT_CLEO[-1][1])
+    for author, text in WITHOUT_CLEO:
+        await conversation.seen(author, text, *COLOURS)
     console.print()
     for author, text in REUNION:
         await conversation.say(author, text)
-    await conversation.share(*MAP, os.urandom(MAP_BYTES), cable)
 
 
-def sum_up(people: dict[str, Person], posts: int) -> bool:
+async def ask_the_bot(conversation: Conversation, url: str, group: Group) -> None:
+    """A bot comes in by a link of its own, and answers."""
+    bot = await create_bot(url, BOT, links=[await group.invite(max_uses=1)])
+    console.print("\n     a bot has joined: examples/echo_bot.py, with keys of its own", style="dim")
+    async with running_bot(Path(__file__).with_name("echo_bot.py"), url, bot.secret.text):
+        await conversation.say(*TO_BOT)
+        await conversation.seen(BOT, FROM_BOT, *COLOURS)
+    console.print()
+
+
+def sum_up(people: dict[str, Person], leaked: list[str]) -> bool:
     """Print what came of it; whether it is as promised."""
     table = Table(box=None, header_style="dim", padding=(0, 3, 0, 0))
-    for column in ("", "events", "from", "to", "holes", "times cut off", "hash of the last one"):
-        table.add_column(column, justify="right" if column in ("events", "from", "to", "holes") else "left")
-    for person in people.values():
-        first, last = person.events[0], person.events[-1]
-        counts = (len(person.events), first.seq, last.seq, person.holes, person.times_cut)
-        table.add_row(styled(person.name), *map(str, counts), last.hash.hex()[:16])
+    for column in ("", "events", "holes", "findings", "cut off", "code of the verified log"):
+        table.add_column(column, justify="left" if column in ("", "code of the verified log") else "right")
+    groups = [person.client.groups[0] for person in people.values()]
+    for (name, person), group in zip(people.items(), groups, strict=True):
+        counts = (len(set(person.seqs)), person.holes, len(person.findings), person.times_cut)
+        table.add_row(styled(name), *map(str, counts), group.code)
     console.print("\n", table, sep="")
-    heads = {(person.events[-1].seq, person.events[-1].hash) for person in people.values()}
-    holes = sum(person.holes for person in people.values())
-    seen = {
-        person.name: sum(event.kind in (Kind.THREAD_POSTED, Kind.REPLY_POSTED) for event in person.events)
-        for person in people.values()
-    }
-    is_well = len(heads) == 1 and holes == 0 and set(seen.values()) == {posts} and people["cleo"].times_cut > 0
-    events = sum(len(person.events) for person in people.values())
-    verdict = "chain verified by all three, same head" if len(heads) == 1 else "the clients disagree"
-    console.print(
-        f"\n{posts} posts · {events} events delivered · holes {holes} · {verdict}",
-        style="bold green" if is_well else "bold red",
-    )
+    is_whole = all(person.holes == 0 and not person.findings for person in people.values())
+    is_same = len({group.code for group in groups}) == 1
+    is_well = is_whole and is_same and not leaked and people["cleo"].times_cut > 1
+    found = f"on the relay's disk: {', '.join(leaked)}" if leaked else "nothing that was said is on the relay's disk"
+    same = "all three verified the same log" if is_same else "the three have different logs"
+    console.print(f"\n{same} · {found}", style="bold green" if is_well else "bold red")
     return is_well
+
+
+def search(directory: Path) -> list[str]:
+    """What the relay has on its disk of all that it must not have."""
+    lines = [OPENING, *TALK, *WITHOUT_CLEO, *REUNION, MAP]
+    secrets = [GROUP, TITLE, FROM_BOT, *(text for _, text in lines), *(f"six words of {name}" for name in COLOURS)]
+    username = MAP[0]
+    found = find_in(directory, [username, *secrets])
+    if username not in found:
+        raise AssertionError("a username is on the disk: this search would find nothing")
+    return [text for text in found if text != username]
 
 
 async def demo(directory: Path) -> bool:
     """Everything, and whether it went as promised."""
-    console.print("[bold]Three people in a thread, one of them loses the connection[/bold]\n")
+    console.print("[bold]Three people and a bot in a group that the relay can't read[/bold]\n")
     async with AsyncExitStack() as stack:
         since = time.monotonic()
         with console.status("starting a relay with a PostgreSQL of its own"):
-            port = await stack.enter_async_context(own_relay(directory))
+            port = await stack.enter_async_context(own_relay(directory / "relay"))
         note(f"a relay on port {port}, with a PostgreSQL of its own", since)
         cable = Cable(port)
         urls = dict.fromkeys(COLOURS, f"ws://127.0.0.1:{port}")
@@ -314,13 +243,25 @@ async def demo(directory: Path) -> bool:
         note("three accounts; ann made a group, bob and cleo joined by her link", since)
         console.print()
         conversation = Conversation(people, groups)
-        async with asyncio.TaskGroup() as listeners:
-            for person in people.values():
-                listeners.create_task(person.listen(), name=f"demo-{person.name}")
+        async with asyncio.TaskGroup() as readers:
+            for name, person in people.items():
+                readers.create_task(person.read(groups[name]), name=f"demo-{name}")
+                readers.create_task(person.hear(), name=f"demo-{name}-notices")
             await meet(conversation, people["cleo"], cable)
+            await ask_the_bot(conversation, urls["ann"], groups["ann"])
+            await conversation.share(MAP[0], await drawn(directory / MAP[1]), cable)
+            with console.status("searching the relay's disk for what was said"):
+                leaked = await asyncio.to_thread(search, directory / "relay")
+            is_well = sum_up(people, leaked)
             for person in people.values():
                 await person.client.close()
-        return sum_up(people, conversation.posts)
+        return is_well
+
+
+async def drawn(path: Path) -> Path:
+    """A map of Mars, as good as any."""
+    await asyncio.to_thread(path.write_bytes, os.urandom(MAP_BYTES))
+    return path
 
 
 def note(text: str, since: float) -> None:
@@ -329,9 +270,11 @@ def note(text: str, since: float) -> None:
 
 def main() -> int:
     """Exit code 0 if everything went as promised."""
-    with tempfile.TemporaryDirectory(prefix="orbital-demo-") as directory:
+    with tempfile.TemporaryDirectory(prefix="orbital-demo-") as name:
+        directory = Path(name)
+        (directory / "relay").mkdir()
         try:
-            return 0 if asyncio.run(demo(Path(directory))) else 1
+            return 0 if asyncio.run(demo(directory)) else 1
         except RelayFailed as failure:
             console.print(f"the relay did not start:\n{failure}", style="red", markup=False)
             return 1

@@ -187,6 +187,7 @@ class Bot:
                 self._own(self._keep_time(timer), timer.name)
             self._own(self._notice(), "notices")
             self.is_ready.set()
+            log.info("%s is ready, in %d groups", self.name, len(self.client.groups))
             ended, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in ended:
             task.result()
