@@ -518,9 +518,10 @@ async def test_what_a_group_ends_with(migrated_database: str) -> None:
         assert await bob.groups() == []
 
 
-async def test_the_readmes_example_works_as_it_stands(migrated_database: str) -> None:
-    readme = Path(__file__).parents[2] / "clients" / "python" / "README.md"
-    example = readme.read_text().split("```python\n")[1].split("```")[0]
+@pytest.mark.parametrize("page", ["README.md", "WIRE.md"])
+async def test_the_examples_of_the_pages_work_as_they_stand(page: str, migrated_database: str) -> None:
+    text = (Path(__file__).parents[2] / "clients" / "python" / page).read_text()
+    example = text.split("```python\n")[1].split("```")[0]
     async with running_relay(migrated_database) as relay:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
