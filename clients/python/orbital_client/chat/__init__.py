@@ -6,7 +6,7 @@ threads     the thread that is open                reading     how far one has r
 unread      what has not been read, counted        nearby      who is here, who types
 rendering   how things look, always as plain text  colours     whose name has which colour
 panes       the parts of the window                dialogs     what is asked
-people      members, and who knocks
+people      members, and who knocks               view        from the client's state to the parts of the window
 """
 
 from orbital_client.chat.running import run

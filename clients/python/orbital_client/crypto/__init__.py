@@ -5,4 +5,5 @@ envelopes   contents of posts, names and signals     contents    what is inside 
 wraps       a group key for one member               invites     a group key behind an invite link
 segments    files, segment by segment                backups     a user's keys under a passphrase
 jwk         RSA keys of others                       fingerprints  what people compare
+passphrases  what is derived from a passphrase
 """
