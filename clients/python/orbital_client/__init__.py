@@ -7,7 +7,7 @@ timeline    reading: followed, or fetched and checked    sending     sealed, sen
 keeper      what is done by itself                       rekeying    a new key for a group
 account     keys, their backup, a second device          people      names, and keys that are known
 bots        members that are programs                    cli         the command `orbital`
-chat        groups in a full-screen window
+chat        groups in a full-screen window               posting     threads, replies, files, acts
 export      a history as a file that can be checked      deep        a whole log, verified again
 store       what must not be forgotten (`store.sql`)     pulse       wake-ups
 trust       what members check, without I/O              crypto      what is sealed under which key

@@ -1,44 +1,36 @@
 """A group, as its members see it: threads, messages, people. Keys, hashes and signatures are looked after inside."""
 
 import asyncio
-import mimetypes
 import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from orbital_client.crypto import contents
 from orbital_client.crypto.contents import (
     AWAY,
     HERE,
     PLAIN,
-    Body,
-    Content,
     Edit,
-    File,
     Pin,
     Presence,
     React,
-    Title,
     Typing,
     Unpin,
     Unreact,
 )
-from orbital_client.crypto.envelopes import Field
 from orbital_client.crypto.fingerprints import fingerprint
-from orbital_client.crypto.groupkeys import GroupKey
 from orbital_client.crypto.invites import seal_key
-from orbital_client.crypto.segments import FileSealing
-from orbital_client.errors import CannotPost, MissingKey, NotFound
+from orbital_client.errors import MissingKey, NotFound
 from orbital_client.identity import Identity, thumbprint, uuid7
 from orbital_client.keeper import Keeper
 from orbital_client.links import InviteLink
 from orbital_client.messages import Item, Message, item_of, people_of
 from orbital_client.people import People, Person
+from orbital_client.posting import Posting
 from orbital_client.rekeying import rekey, seal_name
 from orbital_client.replica import Replica
 from orbital_client.sending import PATIENCE_S, Sender
@@ -47,11 +39,7 @@ from orbital_client.trust.board import Post
 from orbital_client.trust.findings import Finding
 from orbital_client.trust.signals import Heard, seal_signal
 from orbital_client.wire import Client as WireClient
-from orbital_client.wire import Posted
-from orbital_client.wire.groups import OtherContent
-from orbital_client.wire.outgoing import size_of
-from orbital_client.wire.uploads import MediaFacts, Progress
-from orbital_protocol import ZERO_ID
+from orbital_client.wire.uploads import Progress
 from orbital_protocol.codes import Kind, Role
 from orbital_protocol.frames import Cursor, JoinRequest, QuotaGetOk
 from orbital_protocol.statements import RosterEntry
@@ -131,6 +119,7 @@ class Group:
         self._identity = identity
         self._sender = Sender(replica, people, identity)
         self._timeline = Timeline(client, replica)
+        self._posting = Posting(replica, self._sender, self._timeline)
         self._after_change = after_change
         self._listeners: set[asyncio.Queue[Heard]] = set()
 
@@ -334,98 +323,26 @@ class Group:
         With an `id` of one's own, random or hard to guess, the same again, in another process too, posts nothing and
         returns what was posted first.
         """
-        thread_id = id or uuid7()
-        sent_at, head = self._sender.said()
-
-        def seal(key: GroupKey) -> list[bytes]:
-            heading = Title(sent_at=sent_at, head=head, text=title)
-            sealed = self._seal(key, Kind.THREAD_POSTED, Field.TITLE, thread_id, heading)
-            said = Body(sent_at=sent_at, head=head, text=body, format=format, title_hash=sha256(sealed).digest())
-            return [sealed, self._seal(key, Kind.THREAD_POSTED, Field.BODY, thread_id, said)]
-
-        async def send(fields: list[bytes], epoch: int) -> Posted:
-            return await self.wire.post(title=fields[0], body=fields[1], thread_id=thread_id, key_epoch=epoch)
-
-        try:
-            posted = await self._sender.post(ZERO_ID, seal, send)
-        except OtherContent as other:
-            return await self._earlier(other, is_expected=id is not None)
-        said = {"title": title, "text": body, "format": format, "sent_at": sent_at}
-        return self._posted(posted, Kind.THREAD_POSTED, thread_id, **said)
+        return Message(self, await self._posting.thread(title, body, format, id))
 
     async def reply(self, thread_id: bytes, text: str, *, format: str = PLAIN, id: bytes | None = None) -> Message:
         """Reply in a thread. An `id` of one's own is as in `post`."""
-        reply_id = id or uuid7()
-        sent_at, head = self._sender.said()
-        said = Body(sent_at=sent_at, head=head, text=text, format=format)
-
-        def seal(key: GroupKey) -> list[bytes]:
-            return [self._seal(key, Kind.REPLY_POSTED, Field.BODY, reply_id, said, parent_id=thread_id)]
-
-        async def send(fields: list[bytes], epoch: int) -> Posted:
-            return await self.wire.reply(thread_id, fields[0], reply_id=reply_id, key_epoch=epoch)
-
-        try:
-            posted = await self._sender.post(thread_id, seal, send)
-        except OtherContent as other:
-            return await self._earlier(other, is_expected=id is not None)
-        return self._posted(posted, Kind.REPLY_POSTED, thread_id, text=text, format=format, sent_at=sent_at)
-
-    async def _earlier(self, other: OtherContent, *, is_expected: bool) -> Message:
-        """What was posted under this id before. Raises BadAnswer unless the log has it there, of this member's."""
-        if is_expected:
-            await self._replica.acknowledge(other.posted)
-            message = await self.message(other.posted.id)
-            if message.problem is not None:
-                raise message.problem
-            if (message.seq, message.author_id) == (other.posted.seq, self.user_id):
-                return message
-        raise other
+        return Message(self, await self._posting.reply(thread_id, text, format, id))
 
     async def edit(self, message_id: bytes, text: str, *, title: str | None = None, format: str = PLAIN) -> None:
         """Put other words in the place of a message of one's own."""
         sent_at, head = self._sender.said()
-        await self._annotate(message_id, Edit(sent_at=sent_at, head=head, text=text, format=format, title=title))
+        await self._posting.act(message_id, Edit(sent_at=sent_at, head=head, text=text, format=format, title=title))
 
     async def react(self, message_id: bytes, emoji: str, *, take_back: bool = False) -> None:
         sent_at, head = self._sender.said()
         act = Unreact if take_back else React
-        await self._annotate(message_id, act(sent_at=sent_at, head=head, emoji=emoji))
+        await self._posting.act(message_id, act(sent_at=sent_at, head=head, emoji=emoji))
 
     async def pin(self, message_id: bytes, *, unpin: bool = False) -> None:
         """Pin a message, as an admin."""
         sent_at, head = self._sender.said()
-        await self._annotate(message_id, (Unpin if unpin else Pin)(sent_at=sent_at, head=head))
-
-    async def _annotate(self, target_id: bytes, act: Content) -> None:
-        annotation_id = uuid7()
-
-        def seal(key: GroupKey) -> list[bytes]:
-            return [self._seal(key, Kind.ANNOTATION_POSTED, Field.BODY, annotation_id, act, parent_id=target_id)]
-
-        async def send(fields: list[bytes], epoch: int) -> Posted:
-            return await self.wire.annotate(target_id, fields[0], annotation_id=annotation_id, key_epoch=epoch)
-
-        await self._sender.post(target_id, seal, send)
-
-    def _seal(  # noqa: PLR0913  what a place is made of
-        self, key: GroupKey, kind: Kind, field: Field, object_id: bytes, content: Content, *, parent_id: bytes = ZERO_ID
-    ) -> bytes:
-        return self._sender.seal(key, self._sender.place(key, kind, field, object_id, parent_id), content)
-
-    def _posted(self, posted: Posted, kind: Kind, thread_id: bytes, **said: Any) -> Message:
-        post = Post(
-            group_id=self.id,
-            id=posted.id,
-            thread_id=thread_id,
-            seq=posted.seq,
-            hash=posted.hash,
-            kind=kind,
-            author_id=self.user_id,
-            created_at=posted.created_at,
-            **said,
-        )
-        return Message(self, post)
+        await self._posting.act(message_id, (Unpin if unpin else Pin)(sent_at=sent_at, head=head))
 
     async def delete_message(self, message: Message) -> None:
         """Delete a message for everyone: one's own, or as an admin."""
@@ -445,59 +362,17 @@ class Group:
         caption: str = "",
         on_progress: Progress | None = None,
     ) -> Message:
-        """Post a file in a thread, for seven days: sealed piece by piece on its way, under a key of its own."""
-        media_id = uuid7()
-        size_bytes = await size_of(path)
-        sealing = FileSealing.generate(self.id, media_id, size_bytes)
-        sent_at, head = self._sender.said()
-        told: list[File] = []
-
-        def metadata(facts: MediaFacts) -> bytes:
-            key = self._replica.keyring.get(facts.key_epoch)
-            if key is None:
-                raise CannotPost("you have not got the group's key")
-            file_name = name or Path(path).name
-            told.append(
-                File(
-                    sent_at=sent_at,
-                    head=head,
-                    name=file_name,
-                    media_type=mimetypes.guess_type(file_name)[0] or "application/octet-stream",
-                    size_bytes=size_bytes,
-                    key=sealing.key,
-                    root=facts.root,
-                    caption=caption,
-                )
-            )
-            return self._seal(key, Kind.MEDIA_POSTED, Field.METADATA, media_id, told[-1], parent_id=thread_id)
-
-        posted = await self.wire.upload(
-            path,
-            thread_id=thread_id,
-            metadata=metadata,
-            size_bytes=size_bytes,
-            media_id=media_id,
-            on_progress=on_progress,
-            seal=sealing,
-            epochs=self._sender,
-        )
-        at = Posted(posted.media_id, posted.seq, posted.hash, posted.created_at, posted.duplicate)
-        await self._replica.acknowledge(at)
-        said = {"sent_at": sent_at, "text": caption, "file": told[-1], "file_iv": sealing.encryption_iv}
-        return self._posted(at, Kind.MEDIA_POSTED, thread_id, **said)
+        """Post a file in a thread, for seven days."""
+        return Message(self, await self._posting.file(thread_id, path, name or Path(path).name, caption, on_progress))
 
     async def download(
         self, message: Message, destination: str | os.PathLike[str], *, on_progress: Progress | None = None
     ) -> Path:
         """Bring a message's file to a path, or into a folder. Raises MediaCorrupt, BadSeal, ValueError for no file."""
-        file = message.post.file
-        if file is None:
-            raise ValueError("this message has no file (any more)")
         path = Path(destination)
         if await asyncio.to_thread(path.is_dir):
             path = path / message.safe_file_name
-        sealing = FileSealing(self.id, message.id, file.size_bytes, file.key, message.post.file_iv)
-        return await self.wire.download(message.id, path, root=file.root, on_progress=on_progress, open=sealing)
+        return await self._posting.download(message.post, path, on_progress)
 
     async def quota(self) -> QuotaGetOk:
         """What the group's files use, and what they may."""

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final
 
 from orbital_client.crypto import envelopes
 from orbital_client.crypto.contents import Content, Head, encode
@@ -16,10 +16,6 @@ from orbital_client.replica import Replica
 from orbital_client.wire import Posted
 from orbital_client.wire.groups import OtherContent
 from orbital_protocol import ZERO_ID, chain
-
-T = TypeVar("T")
-Seal = Callable[[Field, Content], bytes]
-"""Seals a content as one field of what is being posted."""
 
 PATIENCE_S: Final = 60.0
 """How long a post waits for the group's new key."""
@@ -34,6 +30,11 @@ class Sender:
         self._replica = replica
         self._people = people
         self._identity = identity
+
+    @property
+    def user_id(self) -> bytes:
+        """Who posts."""
+        return self._identity.user_id
 
     async def key(self, patience_s: float = PATIENCE_S) -> GroupKey:
         """The key in force, once nothing stands in the way of using it. Raises KeyChanged, CannotPost, LogBroken."""
