@@ -430,8 +430,8 @@ async def test_what_is_done_to_whoever_posts_and_rekeys(migrated_database: str, 
                 await group.rekey()
 
 
-def nothing(event: Frame) -> list[Frame]:
-    return []
+def nothing(frame: Frame) -> list[Frame]:
+    return [frame] if frame["type"] == "hello" else []
 
 
 def truncated(request: Frame, answer: Frame) -> Frame:

@@ -56,11 +56,12 @@ class Keeper:
         backoff = Backoff()
         while self._replica.broken is None:
             beat = self._replica.pulse.mark()
+            epoch = self._replica.log.key_epoch
             try:
                 wait_s: float | None = None
                 if self._replica.is_live and self._replica.gone is None:
                     wait_s = None if await self._tend() else _LOOK_S
-                    self._look()
+                    self._look(epoch)
                     backoff = Backoff()
             except (ClientClosed, Closed):
                 return
@@ -69,7 +70,7 @@ class Keeper:
             except (OrbitalError, OSError) as error:
                 log.warning("group %s could not be looked after: %s", self._replica.group_id.hex(), error)
                 wait_s = backoff.next_s(None)
-                self._look()
+                self._look(epoch)
             await self._replica.pulse.wait(wait_s, beat)
 
     @property
@@ -77,9 +78,10 @@ class Keeper:
         """Whether the key in force has been asked for, or made."""
         return self._looked_at >= self._replica.log.key_epoch
 
-    def _look(self) -> None:
-        if not self.has_looked:
-            self._looked_at = self._replica.log.key_epoch
+    def _look(self, epoch: int) -> None:
+        """The key of this epoch was asked for; another may have come into force meanwhile."""
+        if self._looked_at < epoch:
+            self._looked_at = epoch
             self._replica.pulse.beat()
 
     def knock(self, request: JoinRequest) -> None:
