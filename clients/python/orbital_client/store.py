@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from orbital_client.errors import StoreDamaged, StoreInUse
 from orbital_client.trust.index import Known
@@ -312,6 +313,9 @@ def _decode_keys(raw: bytes) -> dict[int, bytes]:
 _COLUMNS: Final = "seq, hash, kind, object_id, actor_id, parent_id, counts, erased_at"
 _CACHED: Final = 4_096
 _UNWRITTEN: Final = 512
+_AT_ONCE: Final = 32  # rows of a statement, which takes a fifth less than one for each
+_INSERT: Final = f"INSERT OR REPLACE INTO events (group_number, {_COLUMNS}) VALUES "
+_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class StoredIndex:
@@ -327,6 +331,11 @@ class StoredIndex:
         self._events: dict[int, Known] = {}
         self._seqs: dict[bytes, int] = {}
         self._unwritten: list[Known] = []
+        highest = store._rows(
+            "SELECT max(object_id) FROM events INDEXED BY events_by_object WHERE group_number = ?", number
+        )
+        self._highest: bytes = highest[0][0] or b""
+        """No event that is in the file alone has an id above this one. Ids rise with time: a new one costs no query."""
 
     def add(self, known: Known) -> None:
         self._remember(known)
@@ -343,17 +352,14 @@ class StoredIndex:
     def write(self) -> None:
         """Write what was added, for the next commit to keep."""
         if self._unwritten:
-            self._store._run_all(
-                f"INSERT OR REPLACE INTO events (group_number, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    (self.number, e.seq, e.hash, e.kind, e.object_id, e.actor_id, e.parent_id, e.counts, e.erased_at)
-                    for e in self._unwritten
-                ),
-            )
+            for at in range(0, len(self._unwritten), _AT_ONCE):
+                rows = [(self.number, *astuple(known)) for known in self._unwritten[at : at + _AT_ONCE]]
+                self._store._run(_INSERT + ", ".join([_ROW] * len(rows)), *chain.from_iterable(rows))
             self._unwritten.clear()
         if len(self._events) > _CACHED:
             for seq in list(self._events)[: -_CACHED // 2]:
                 known = self._events.pop(seq)
+                self._highest = max(self._highest, known.object_id)
                 if self._seqs.get(known.object_id) == seq:
                     del self._seqs[known.object_id]
 
@@ -361,6 +367,8 @@ class StoredIndex:
         seq = self._seqs.get(object_id)
         if seq is not None:
             return self._events[seq]
+        if object_id > self._highest:
+            return None
         rows = self._store._rows(
             f"{_SELECT} INDEXED BY events_by_object {_WHERE} object_id = ?", self.number, object_id
         )
