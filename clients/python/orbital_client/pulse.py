@@ -28,6 +28,8 @@ class Pulse:
 
     async def until(self, holds: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Wait until it holds, looking at each beat; False if it doesn't within that time."""
+        if holds():  # without a timer, which every post would pay for
+            return True
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while not holds():

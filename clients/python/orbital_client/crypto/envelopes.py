@@ -25,6 +25,8 @@ MAX_CONTENT_BYTES: Final = BUCKETS[-1] - HEAD_BYTES
 PLACE_PREFIX: Final = b"orbital.v1"
 CONTENT_PREFIX: Final = b"orbital.v1.content\0"
 
+_ZEROS: Final = bytes(BUCKETS[-1])
+
 
 class Field(IntEnum):
     """Which field of an event, or of a frame, an envelope is."""
@@ -100,6 +102,7 @@ def _unpadded(plaintext: bytes) -> bytes:
     if len(plaintext) not in BUCKETS:
         raise Malformed("an envelope of a size that there is not")
     end = HEAD_BYTES + int.from_bytes(plaintext[64:HEAD_BYTES], "big")
-    if end > len(plaintext) or BUCKETS[bisect_left(BUCKETS, end)] != len(plaintext) or plaintext[end:].strip(b"\0"):
+    is_smallest = end <= len(plaintext) and BUCKETS[bisect_left(BUCKETS, end)] == len(plaintext)
+    if not is_smallest or not plaintext.endswith(_ZEROS[: len(plaintext) - end]):
         raise Malformed("an envelope that is not padded as it must be")
     return plaintext[HEAD_BYTES:end]

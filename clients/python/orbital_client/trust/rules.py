@@ -1,6 +1,6 @@
 """What a control event must meet to count (SPEC 7, 8, 12.5): pure functions that return what breaks a rule, or None."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, TypeGuard
 
 from orbital_client.trust.findings import Flaw
@@ -37,7 +37,7 @@ Wrong = tuple[Flaw, str] | None
 """Which rule is broken, and how."""
 
 ERASABLE: Final = frozenset({Kind.THREAD_POSTED, Kind.REPLY_POSTED, Kind.ANNOTATION_POSTED})
-PARENTS: Final = {
+PARENTS: Final[Mapping[int, frozenset[int]]] = {
     Kind.REPLY_POSTED: frozenset({Kind.THREAD_POSTED}),
     Kind.MEDIA_POSTED: frozenset({Kind.THREAD_POSTED}),
     Kind.ANNOTATION_POSTED: ERASABLE | {Kind.MEDIA_POSTED},
@@ -51,7 +51,7 @@ def check_post(state: State, index: Index, event: Event) -> Wrong:
         return Flaw.NO_MEMBER, ""
     if state.rekey_due:
         return Flaw.REKEY_DUE, ""
-    kinds = PARENTS.get(Kind(event.kind))
+    kinds = PARENTS.get(event.kind)
     if kinds is None:
         return None
     parent = index.by_id(parent_id(event))

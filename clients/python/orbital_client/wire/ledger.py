@@ -194,7 +194,10 @@ def field_hashes(event: Event) -> list[bytes]:
 def _fields(event: Event) -> Sequence[bytes]:
     """The contents of a post, in the order in which they are hashed; none where they were erased or filtered out."""
     if event.kind != Kind.MEDIA_POSTED:
-        return [field for field in (event.encrypted_title, event.encrypted_body) if field is not None]
+        title, body = event.encrypted_title, event.encrypted_body
+        if title is None:
+            return () if body is None else (body,)
+        return (title,) if body is None else (title, body)
     if event.encrypted_metadata is None or event.encryption_iv is None or event.root is None:
         return ()
     return chain.media_fields(event.encrypted_metadata, event.encryption_iv, event.size_bytes or 0, event.root)
