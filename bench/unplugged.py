@@ -21,11 +21,11 @@ from orbital_client.store import Store
 from orbital_client.trust.log import Log
 from orbital_client.wire import Client as WireClient
 from orbital_protocol import ZERO_HASH
-from orbital_protocol.frames import Cursor, Event, Live, Ok, Request, SubscribedGroup, SubscribeOk
+from orbital_protocol.codec import decode_push, encode, frame_head, split
+from orbital_protocol.frames import Cursor, Event, Live, Ok, Push, Request, SubscribedGroup, SubscribeOk
 
 A = TypeVar("A", bound=Ok)
 
-_EVENT_BYTES: Final = 1_400
 _LIMIT_S: Final = 60
 
 
@@ -45,9 +45,14 @@ class Wire(WireClient):
         await wire._feed.subscribe(ask)
         return wire
 
-    def bring(self, push: Event | Live) -> None:
-        """What the socket's reader does with a frame that it has decoded."""
-        self._feed.push(push, _EVENT_BYTES)
+    def bring(self, message: bytes) -> None:
+        """What a connection does with a message of its socket."""
+        for raw in split(message):
+            frame_head(raw)
+            push = decode_push(raw)
+            if not isinstance(push, Push):
+                raise BenchError("the log has something else than events")
+            self._feed.push(push, len(raw))
 
     def check_running(self) -> None:
         """Nothing has ended: more will come."""
@@ -90,29 +95,34 @@ class Member:
                 await asyncio.wait({intake})
 
     async def _come_in(self, said: Talk) -> None:
-        for event in said.opening:
-            self._wire.bring(event)
         last = said.opening[-1]
-        self._wire.bring(Live(group_id=said.group_id, seq=last.seq, hash=last.hash))
+        self.bring(as_message([*said.opening, Live(group_id=said.group_id, seq=last.seq, hash=last.hash)]))
         if not await self.replica.pulse.until(lambda: self.replica.is_live, _LIMIT_S):
             raise BenchError("the group's opening was not taken in")
         self._messages = self._group.follow(self._group.cursor)
 
-    async def read(self, events: Sequence[Event]) -> list[Message]:
-        """These come in, as the next ones; the messages that they are, once each was verified and opened."""
+    def bring(self, message: bytes) -> None:
+        """These bytes come in: taken apart, decoded, and kept for the client's task until somebody waits."""
+        self._wire.bring(message)
+
+    async def read(self, count: int) -> list[Message]:
+        """So many messages of what has come in, once the client has verified, stored and opened them."""
         if self._messages is None:
             raise BenchError("the member has not come in")
         try:
             async with asyncio.timeout(_LIMIT_S):
-                for event in events:
-                    self._wire.bring(event)
-                return [await anext(self._messages) for _ in events]
+                return [await anext(self._messages) for _ in range(count)]
         except (OrbitalError, TimeoutError) as error:
             raise BenchError(f"messages were not opened: {error!r}") from error
 
     def sender(self, identity: Identity) -> Sender:
         """What posts for one of the group's members."""
         return Sender(self.replica, self._people, identity)
+
+
+def as_message(pushes: Sequence[Event | Live]) -> bytes:
+    """A message of the relay's with these in it."""
+    return b"".join(encode(push) for push in pushes)
 
 
 def _deaf() -> Ears:
