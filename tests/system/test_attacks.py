@@ -164,6 +164,7 @@ async def test_what_is_done_to_posts(migrated_database: str) -> None:
         s.liar.forge = on(s.reply, keep_back)  # a body is withheld
         async with s.victim() as group:
             assert isinstance(await problem_of(group, s.reply), Withheld)
+            assert Flaw.WITHHELD in flaws(group)
 
         stranger = identity().user_id
         s.liar.forge = on(s.reply, lambda event: [event | {"actor_id": stranger}])  # by nobody of the group

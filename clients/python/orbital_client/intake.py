@@ -6,7 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from orbital_client.errors import CannotOpen, ClientClosed, LogBroken, OrbitalError, RequestFailed
+from orbital_client.errors import (
+    CannotOpen,
+    ClientClosed,
+    LogBroken,
+    MissingKey,
+    OrbitalError,
+    RequestFailed,
+    UnknownVersion,
+)
 from orbital_client.replica import Replica
 from orbital_client.store import Store
 from orbital_client.trust.findings import Finding, Flaw
@@ -110,6 +118,8 @@ class Intake:
     def _hear(self, replica: Replica, signal: Signal) -> None:
         try:
             heard = replica.signals.open(signal.user_id, signal.payload, time.time_ns() // 1000)
+        except (MissingKey, UnknownVersion):
+            return
         except CannotOpen as error:
             detail = str(error)
             replica.find(Finding(Flaw.FORGED_SIGNAL, replica.group_id, user_id=signal.user_id, detail=detail))

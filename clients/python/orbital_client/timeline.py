@@ -63,6 +63,8 @@ class Timeline:
                 await self._replica.catch_up()  # it may have been deleted a moment ago
                 return Read(event, self._open(event))
         except CannotOpen as problem:
+            if isinstance(problem, Withheld):
+                self._note(Finding(Flaw.WITHHELD, self._replica.group_id, event.seq, event.actor_id))
             return Read(event, problem=problem)
 
     def _open(self, event: Event) -> Opened:
@@ -72,9 +74,14 @@ class Timeline:
         try:
             return open_event(replica.log, replica.keyring, event)
         except Rejected as problem:
-            if problem.finding.flaw is Flaw.FORK and problem.finding not in replica.findings:
-                replica.find(problem.finding)
+            if problem.finding.flaw is Flaw.FORK:
+                self._note(problem.finding)
             raise
+
+    def _note(self, finding: Finding) -> None:
+        """What was found wrong with a post that is read again and again is told once."""
+        if finding not in self._replica.findings:
+            self._replica.find(finding)
 
     def post(self, read: Read) -> Post:
         """The message that a post is; what can't be opened says why."""

@@ -44,10 +44,13 @@ class Signals:
         self._seen: OrderedDict[bytes, None] = OrderedDict()
 
     def open(self, user_id: bytes, payload: bytes, now_us: int) -> Heard | None:
-        """A signal; None for one that is too old or was heard before. Raises CannotOpen for a forged one."""
+        """A signal; None for one that is too old, was heard before, or is by nobody of the group.
+
+        Raises CannotOpen: MissingKey and UnknownVersion where this client can't know, others for a forged one.
+        """
         author = self._log.roster.get(user_id)
         if author is None:
-            raise BadSeal("a signal in the name of somebody who is not in the group")
+            return None
         signal = contents.signal(self._unseal(user_id, payload, author.signing_key))
         if abs(now_us - signal.sent_at) > GOOD_FOR_US or signal.id in self._seen:
             return None
@@ -65,5 +68,6 @@ class Signals:
                 try:
                     return envelopes.unseal(key, place, payload, signing_key)
                 except BadSeal as error:
-                    failure = error
+                    if self._keyring.current is not None:
+                        failure = error
         raise failure
