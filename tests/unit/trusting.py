@@ -324,10 +324,10 @@ class Story:
         return Place(kind, field, self.group_id, author.user_id, self.epoch, object_id, parent_id)
 
     def thread(self, author: Identity, title: str = "a title", text: str = "a text", **altered: Any) -> Event:
-        """`body`: what is said, if it is something else; otherwise fields of the event."""
+        """`heading`, `body`: what is said, if it is something else; others are fields of the event."""
         said, object_id = self._said(altered), altered.pop("object_id", None) or self.new_id()
         kind, signer = Kind.THREAD_POSTED, altered.pop("signer", None)
-        heading = altered.pop("title", None) or Title(**said, text=title)
+        heading = altered.pop("heading", None) or Title(**said, text=title)
         sealed = self.seal(author, self._place(author, kind, Field.TITLE, object_id), heading, signer)
         body = altered.pop("body", None) or Body(**said, text=text, title_hash=sha256(sealed).digest())
         fields = {"encrypted_title": sealed}
@@ -344,13 +344,13 @@ class Story:
         content = act if isinstance(act, bytes) else act(**self._said(altered), **own)
         return self._post(author, (Kind.ANNOTATION_POSTED, Field.BODY), target, content, altered)
 
-    def file(self, author: Identity, thread: Event, *, size_bytes: int = 1000, **altered: Any) -> Event:
+    def file(self, author: Identity, thread: Event, *, length: int = 1000, **altered: Any) -> Event:
         """A file's place in a thread; its bytes are elsewhere."""
         named = {"name": "a file", "media_type": "text/plain", "caption": "a caption", "key": bytes(32)}
-        said = self._said(altered) | named | {"size_bytes": size_bytes, "root": digest("root")}
+        said = self._said(altered) | named | {"size_bytes": length, "root": digest("root")}
         fields: dict[str, Any] = {
             "encryption_iv": bytes(12),
-            "size_bytes": stored_bytes(size_bytes),
+            "size_bytes": stored_bytes(length),
             "root": digest("root"),
         }
         file = altered.pop("file", None) or File(**said)
