@@ -151,7 +151,7 @@ class World:
 
     async def _is_in(self, person: Person, role: Role, group: Group) -> None:
         """Since which event, and which epoch, somebody is a member."""
-        person.role = role
+        person.role, since = role, 0
         async for read, _ in group.entries():
             statement = statement_of(read.event)
             if isinstance(statement, GroupCreated) or (

@@ -206,8 +206,8 @@ class Client:
     async def refresh(self) -> None:
         """Ask which groups there are, and follow those that are new. Done by itself after each connection."""
         for head in await self.wire.groups():
-            replica = self._replicas.get(head.group_id)
-            if replica is None or replica.gone is not None:
+            group = self._groups.get(head.group_id)
+            if group is None or group.gone is not None:
                 self._enter(head.group_id)
 
     @property
