@@ -10,7 +10,7 @@ import pytest
 from textual.pilot import Pilot
 
 from examples.demo_stage import Cable
-from orbital_client import Client, Group, Message
+from orbital_client import Client, Group, Heard, Message
 from orbital_client.chat.app import ChatApp
 from orbital_client.chat.running import run
 from orbital_client.errors import ClientClosed
@@ -74,6 +74,10 @@ async def desk(dsn: str) -> AsyncIterator[Desk]:
             yield at
 
 
+async def first(signals: AsyncIterator[Heard]) -> Heard:
+    return await anext(signals)
+
+
 async def test_talking(migrated_database: str) -> None:
     async with desk(migrated_database) as at:
         assert "Book club" in at.screen()
@@ -84,7 +88,7 @@ async def test_talking(migrated_database: str) -> None:
         await at.bobs.reply(at.thread.id, "I have begun already.")
         await at.sees("I have begun already.")
         await at.sees_no_more("bob is typing")
-        heard = asyncio.create_task(anext(at.bobs.signals()))
+        heard = asyncio.create_task(first(at.bobs.signals()))
         await at.types("Good")
         async with asyncio.timeout(LIMIT_S):
             assert (await heard).user_id == at.anns.user_id

@@ -211,11 +211,11 @@ async def post_until(group: Group, thread: bytes, upload: "asyncio.Task[object]"
     return count
 
 
-async def test_the_readmes_example_works_as_it_stands(
+async def test_the_pages_example_works_as_it_stands(
     migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    readme = Path(__file__).parents[2] / "clients" / "python" / "README.md"
-    example = readme.read_text().split("## Files")[1].split("```python\n")[1].split("```")[0]
+    page = Path(__file__).parents[2] / "clients" / "python" / "WIRE.md"
+    example = page.read_text().split("## Files")[1].split("```python\n")[1].split("```")[0]
     program: dict[str, Any] = {"Event": Event, "Kind": Kind}
     exec("async def run(client, group, thread):\n" + indent(example, "    "), program)  # noqa: S102  our own text
     monkeypatch.chdir(tmp_path)

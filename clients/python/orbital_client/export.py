@@ -319,11 +319,9 @@ def _decode(raw: bytes, number: int) -> EventLine | Summary:
 
 def _event(line: EventLine) -> Event:
     kind = _kind(line.kind)
-    parent_id = bytes.fromhex(line.parent_id)
+    parent = bytes.fromhex(line.parent_id)
     is_annotation = kind == Kind.ANNOTATION_POSTED
-    if parent_id != ZERO_ID and kind not in POSTS:
-        raise ValueError("only posts have a parent")
-    return Event(
+    event = Event(
         group_id=bytes.fromhex(line.group_id),
         seq=line.seq,
         hash=bytes.fromhex(line.hash),
@@ -333,9 +331,12 @@ def _event(line: EventLine) -> Event:
         key_epoch=line.key_epoch,
         created_at=line.created_at,
         content_hash=bytes.fromhex(line.content_hash),
-        thread_id=None if is_annotation or parent_id == ZERO_ID else parent_id,
-        target_id=parent_id if is_annotation else None,
+        thread_id=None if is_annotation or parent == ZERO_ID else parent,
+        target_id=parent if is_annotation else None,
         statement=None if line.statement is None else bytes.fromhex(line.statement),
         signature=None if line.signature is None else bytes.fromhex(line.signature),
         field_hashes=[bytes.fromhex(hash_) for hash_ in line.field_hashes],
     )
+    if parent_id(event) != parent:
+        raise ValueError("an event of its kind has no parent")
+    return event
