@@ -4,12 +4,10 @@ orbital bot create echo --group "Book club"    # prints the secret
 ORBITAL_URL=wss://relay.example.org ORBITAL_BOT_SECRET=orbital-bot:… python echo_bot.py
 """
 
-import logging
 import os
 
 from orbital_client import Bot, Message
 
-logging.basicConfig(level=logging.INFO)
 bot = Bot(os.environ["ORBITAL_URL"], token=os.environ["ORBITAL_BOT_SECRET"])
 
 

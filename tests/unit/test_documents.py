@@ -15,7 +15,15 @@ ROOT = Path(__file__).parents[2]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 DOCUMENTS = sorted(
     path
-    for folder in (ROOT, ROOT / "docs", ROOT / "protocol", ROOT / "clients", ROOT / "deploy", ROOT / "bench")
+    for folder in (
+        ROOT,
+        ROOT / "docs",
+        ROOT / "protocol",
+        ROOT / "clients",
+        ROOT / "deploy",
+        ROOT / "bench",
+        ROOT / "examples",
+    )
     for path in (folder.glob("*.md") if folder == ROOT else folder.rglob("*.md"))
     if "seed" not in path.parts
 )

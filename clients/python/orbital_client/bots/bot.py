@@ -146,7 +146,10 @@ class Bot:
     # ── running ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> None:
-        """Run until SIGTERM or Ctrl-C. Raises what `serve` raises."""
+        """Run until SIGTERM or Ctrl-C, logging to stderr unless logging is set up. Raises what `serve` raises."""
+        if not logging.getLogger().handlers:
+            logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+            logging.getLogger("orbital_client").setLevel(logging.INFO)
         asyncio.run(self._run())
 
     async def _run(self) -> None:
