@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from docs.generate import LOG_EVENTS, OPERATIONS, log_events, operations
+from orbital_client.chat.acts import ACTS
 from orbital_relay import cli
 from orbital_relay.store.queries import sql_dir
 
@@ -55,6 +56,16 @@ def test_the_table_of_commands_has_each_of_them() -> None:
         first, *others = re.findall(r"`([^`]+)`", cell)
         listed |= {first, *(f"{first.rpartition(' ')[0]} {other}" for other in others)}
     assert listed == commands()
+
+
+def test_the_page_of_the_window_has_each_key() -> None:
+    rows = re.findall(r"^\| (\S+) \| (.*?)(?:;.*)? \|$", (ROOT / "docs" / "chat.md").read_text(), re.MULTILINE)
+    keys = {(_pressed(act.key), act.help) for act in ACTS.values()}
+    assert keys <= set(rows)
+
+
+def _pressed(key: str) -> str:
+    return "+".join(part.capitalize() for part in key.split("+"))
 
 
 def test_every_monitoring_query_is_on_the_operators_page() -> None:

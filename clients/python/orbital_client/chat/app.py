@@ -95,6 +95,8 @@ class ChatApp(App[None]):
 
     def _draw(self) -> None:
         self._is_dirty = False
+        if not self.screen_stack:  # the window is closing
+            return
         self._enter_rooms()
         for room in self.rooms.values():
             room.count()
