@@ -55,6 +55,18 @@ class Desk:
         except TimeoutError:
             raise AssertionError(f"{what!r} does not come about:\n{self.screen()}") from None
 
+    async def resize(self, width: int, height: int) -> None:
+        """Have a terminal of this size, drawn once."""
+        await self.pilot.resize_terminal(width, height)
+        await self.until(lambda: self.app.screen.size == (width, height), "it has another size")
+        await self.pilot.pause(0.2)
+
+    async def bob_reads(self, text: str) -> None:
+        """Wait until this is the last message that bob sees."""
+        async with asyncio.timeout(LIMIT_S):
+            while (await self.bobs.history())[-1].text != text:
+                await asyncio.sleep(0.02)
+
     async def types(self, text: str, *keys: str) -> None:
         names = {" ": "space", "\n": "ctrl+j"}
         await self.pilot.press(*(names.get(letter, letter) for letter in text), *keys)
@@ -93,13 +105,27 @@ async def test_talking(migrated_database: str) -> None:
         async with asyncio.timeout(LIMIT_S):
             assert (await heard).user_id == at.anns.user_id
         await at.types("! And you?", "enter")
-        await eventually(lambda: at.bobs.cursor.seq == at.anns.cursor.seq > 5)
-        assert (await at.bobs.history())[-1].text == "Good! And you?"
+        await at.bob_reads("Good! And you?")
         await at.sees("Good! And you?")
         await at.types("two\nlines", "enter")
         await at.sees("lines")
-        await eventually(lambda: at.bobs.cursor.seq == at.anns.cursor.seq)
-        assert (await at.bobs.history())[-1].text == "two\nlines"
+        await at.bob_reads("two\nlines")
+
+
+async def test_the_last_message_stays_in_sight_unless_one_looks_further_up(migrated_database: str) -> None:
+    async with desk(migrated_database) as at:
+        for number in range(20):
+            await at.bobs.reply(at.thread.id, f"reply {number}.")
+        await at.sees("reply 19.")
+        for size in ((60, 16), SIZE):
+            await at.resize(*size)
+            await at.sees("reply 19.")
+        await at.pilot.press("shift+tab", "home")
+        await at.sees("Shall we read it?")
+        await at.bobs.reply(at.thread.id, "The last one.")
+        await at.until(lambda: at.anns.cursor == at.bobs.cursor, "it has come")
+        await at.pilot.pause(0.2)
+        assert "Shall we read it?" in at.screen()
 
 
 async def test_what_is_done_with_messages(migrated_database: str, tmp_path: Path) -> None:

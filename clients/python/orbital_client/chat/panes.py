@@ -60,10 +60,23 @@ def _option(row: Row) -> Option:
 class Messages(Rows):
     """The messages of a thread, which stay at their end unless one has scrolled up."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._is_at_end = True
+
     def show(self, rows: Sequence[Row]) -> None:
-        is_at_end = self.scroll_offset.y >= self.max_scroll_y - 1
         super().show(rows)
-        if is_at_end:
+        self._stay()
+
+    def on_resize(self) -> None:
+        self._stay()
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        self._is_at_end = new_value >= self.max_scroll_y - 1
+
+    def _stay(self) -> None:
+        if self._is_at_end:
             self.call_after_refresh(self.scroll_end, animate=False)
 
     def on_focus(self) -> None:
