@@ -37,6 +37,8 @@ from pydantic import (
 from orbital_protocol.media import SEGMENT_BYTES
 
 _PREFIX = "ORBITAL_"
+_CLIENTS = frozenset({"ORBITAL_STORE", "ORBITAL_PASSPHRASE", "ORBITAL_URL", "ORBITAL_BOT_SECRET"})
+"""Variables of the command `orbital` and of bots: whoever uses these may start a relay from the same shell."""
 _CONFIG = "ORBITAL_CONFIG"
 _DEFAULT_FILE = Path("orbital.toml")
 _ALIASES = {"DATABASE_URL": "database_url"}
@@ -513,7 +515,7 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[s
     problems += [
         f"{_unknown(name, known)} (environment)"
         for name in sorted(environ)
-        if name.startswith(_PREFIX) and name not in known
+        if name.startswith(_PREFIX) and name not in known | _CLIENTS
     ]
     # Later ones win: a shared DATABASE_URL gives way to what names Orbital.
     given: dict[str, _Given] = {}

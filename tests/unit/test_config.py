@@ -257,6 +257,12 @@ def test_other_variables_are_none_of_our_business() -> None:
     assert config.load(environ={"HOME": "/", "ORBITALS": "9", "orbital_lanes": "x"}) == Settings()
 
 
+def test_the_variables_of_clients_are_no_mistake() -> None:
+    """A shell in which `orbital` was used starts a relay too."""
+    said = {"ORBITAL_STORE": "a.db", "ORBITAL_PASSPHRASE": "x", "ORBITAL_URL": "ws://h", "ORBITAL_BOT_SECRET": "x"}
+    assert config.load(environ=said) == Settings()
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
