@@ -59,6 +59,7 @@ class ChatApp(App[None]):
         self.is_connected = True
         self.failure: OrbitalError | None = None
         self.unsent = 0
+        self._may_lose = False
         self._outbox: asyncio.Queue[tuple[str, Send]] = asyncio.Queue(_UNSENT)
         self._drafts: dict[bytes, str] = {}
         self._typing = Throttle(TYPING_EVERY_S)
@@ -211,6 +212,7 @@ class ChatApp(App[None]):
             except _TROUBLE as error:
                 self._give_back(text, error)
             self.unsent -= 1
+            self._may_lose = self._may_lose and self.unsent > 0
             self.changed()
 
     def _give_back(self, text: str, error: Exception) -> None:
@@ -240,9 +242,9 @@ class ChatApp(App[None]):
 
     def action_leave(self) -> None:
         """Quit; the first time not, if something is not sent yet."""
-        if self.unsent:
+        if self.unsent and not self._may_lose:
             self.warn("what you wrote is not sent yet: quit again to lose it")
-            self.unsent = 0
+            self._may_lose = True
         else:
             self.exit()
 
