@@ -16,7 +16,6 @@ from orbital_client.chat.running import run
 from orbital_client.errors import ClientClosed
 from tests.relays import RunningRelay, running_relay
 from tests.system.secrets import LIMIT_S, PASSPHRASE, eventually, people
-from tests.unit.client_relay import at_once
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -225,7 +224,7 @@ async def test_who_is_removed_sees_the_group_go(migrated_database: str) -> None:
 async def test_a_lost_connection_and_the_end(migrated_database: str, tmp_path: Path) -> None:
     async with running_relay(migrated_database) as relay:
         cable = Cable(relay.port)
-        async with cable.laid() as url, Client(url, store=tmp_path / "ann.db", backoff=at_once()) as ann:
+        async with cable.laid() as url, Client(url, store=tmp_path / "ann.db") as ann:
             await ann.register("ann", PASSPHRASE)
             anns = await ann.create_group("Book club")
             thread = await anns.post("Ubik", "Shall we read it?")
