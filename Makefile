@@ -42,7 +42,7 @@ format: $(VENV)/.installed ## rewrite the code as `make lint` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed ## ingest, fan-out, latency and media, a JSON line each
+bench: $(VENV)/.installed ## ingest, fan-out, latency, media and trust, a JSON line each
 	@$(BIN)/python -m bench $(ARGS)
 
 docs: $(VENV)/.installed ## write the generated documents again
