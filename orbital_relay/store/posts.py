@@ -13,6 +13,7 @@ from orbital_relay.store.pool import Connection
 from orbital_relay.store.queries import query
 
 _APPEND: Final = query("append_posts")
+_APPEND_ONE: Final = query("append_post")
 
 
 class Post(msgspec.Struct, frozen=True, gc=False):
@@ -73,7 +74,32 @@ async def append_posts(connection: Connection, relay_hex: str, posts: Sequence[P
     Posts of one group stand together; no object id is there twice, or as the parent of another. Raise
     asyncpg.UniqueViolationError where somebody else is using one of the ids at this moment: nothing was appended.
     """
-    rows: list[asyncpg.Record] = await connection.fetch(
+    append = append_one if len(posts) == 1 else append_batch
+    return [_outcome(row) for row in await append(connection, relay_hex, posts)]
+
+
+async def append_one(connection: Connection, relay_hex: str, posts: Sequence[Post]) -> list[asyncpg.Record]:
+    """A batch of one, in less time (docs/adr/0018-one-post-alone.md)."""
+    [post] = posts
+    return await connection.fetch(
+        _APPEND_ONE,
+        relay_hex,
+        post.group_id,
+        post.kind,
+        post.object_id,
+        post.parent_id,
+        post.author_id,
+        post.key_epoch,
+        _base64(post.encrypted_title),
+        _base64(post.encrypted_body),
+        post.field_hashes,
+        post.content_hash,
+    )
+
+
+async def append_batch(connection: Connection, relay_hex: str, posts: Sequence[Post]) -> list[asyncpg.Record]:
+    """Any number."""
+    return await connection.fetch(
         _APPEND,
         relay_hex,
         [post.group_id for post in posts],
@@ -87,7 +113,8 @@ async def append_posts(connection: Connection, relay_hex: str, posts: Sequence[P
         [post.field_hashes for post in posts],
         [post.content_hash for post in posts],
     )
-    return [
-        ErrorCode(error) if error is not None else Appended(seq, hash_, created_at, content_hash, duplicate)
-        for error, seq, hash_, created_at, content_hash, duplicate in rows
-    ]
+
+
+def _outcome(row: asyncpg.Record) -> Outcome:
+    error, seq, hash_, created_at, content_hash, duplicate = row
+    return ErrorCode(error) if error is not None else Appended(seq, hash_, created_at, content_hash, duplicate)
