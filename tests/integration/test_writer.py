@@ -329,7 +329,7 @@ async def test_a_batch_whose_answer_is_lost_is_written_once_and_delivered(scene:
     reader = await scene.path.reader(scene.ann).from_start(scene.group_ids[0])
     posts = [scene.post() for _ in range(20)]
     async with scene.writing(proxy.dsn) as writer:
-        await outcomes([submit(writer, scene.post())])
+        await outcomes([submit(writer, scene.post()), submit(writer, scene.post())])  # the lane knows its statement
         [pipe] = proxy.pipes
         pipe.black_down = True
         futures = [submit(writer, post) for post in posts]
@@ -337,10 +337,10 @@ async def test_a_batch_whose_answer_is_lost_is_written_once_and_delivered(scene:
             await pipe.swallowed.wait()
         pipe.cut()
         result = await outcomes(futures)
-    assert seqs(result) == [*range(3, 23)]
+    assert seqs(result) == [*range(4, 24)]
     assert all(isinstance(one, Appended) and one.duplicate for one in result)
-    assert (await scene.stored())[1:] == [post.object_id for post in posts]
-    assert len(await reader.has(scene.group_ids[0], 22)) == 22
+    assert (await scene.stored())[2:] == [post.object_id for post in posts]
+    assert len(await reader.has(scene.group_ids[0], 23)) == 23
 
 
 @pytest.mark.produces(ErrorCode.UNAVAILABLE)
