@@ -9,9 +9,11 @@ TYPED := orbital_relay protocol/orbital_protocol clients/python/orbital_client b
 TEST_PROCESSES ?= 2
 # `make test ARGS="tests/protocol -k codec"` narrows the run; run, demo and bench hand ARGS on too.
 ARGS ?=
+ROUNDS ?= 200
+SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test demo check lint types format bench docs migrations requirements clean
+.PHONY: help install run test chaos demo check lint types format bench docs migrations requirements clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-13s %s\n", $$1, $$2 }'
@@ -23,6 +25,9 @@ run: $(VENV)/.installed ## start the relay on its embedded PostgreSQL; data is k
 
 test: $(VENV)/.installed ## every test, with coverage
 	$(BIN)/pytest -n $(TEST_PROCESSES) $(ARGS) --cov
+
+chaos: $(VENV)/.installed ## kill relays and database ROUNDS times under load (SEED), and judge what clients saw
+	@$(BIN)/python -m tests.system.chaos $(ROUNDS) $(SEED)
 
 demo: $(VENV)/.installed ## three people and a bot in an encrypted group, one of them cut off and resuming
 	@$(BIN)/python -m examples.demo

@@ -12,7 +12,19 @@ from msgspec.structs import replace
 from orbital_protocol import ZERO_HASH, chain
 from orbital_protocol.codes import Kind
 from tests.system import history
-from tests.system.history import Acked, AnyFact, Fact, Got, Quota, Recorder, Removed, Sent, Stopped, Stored, Subscribed
+from tests.system.history_facts import (
+    Acked,
+    AnyFact,
+    Fact,
+    Got,
+    Quota,
+    Recorder,
+    Removed,
+    Sent,
+    Stopped,
+    Stored,
+    Subscribed,
+)
 
 F = TypeVar("F", bound=Fact)
 

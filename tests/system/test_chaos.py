@@ -1,0 +1,16 @@
+"""The short form of `make chaos`: a few rounds of killing, judged as the long form is."""
+
+import pytest
+
+from tests.system.chaos import chaos
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_kills_lose_nothing_double_nothing_and_leave_no_hole(seed: int) -> None:
+    figures = await chaos(rounds=8, seed=seed)
+    assert figures.verdict.violations == []
+    assert sum(figures.kills.values()) == 8
+    assert figures.verdict.acknowledged > 100
+    assert figures.verdict.deliveries > 2 * figures.verdict.acknowledged
