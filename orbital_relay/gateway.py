@@ -112,6 +112,7 @@ class Gateway:
             ssl=settings.ssl_context,
             create_connection=partial(_CountedSocket, self),  # type: ignore[arg-type]  # called, never subclassed
             process_request=self._check_request,
+            process_response=_name_version,
             origins=[*allowed, None] if settings.allow_no_origin else allowed,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
             select_subprotocol=_select_subprotocol,
@@ -171,6 +172,8 @@ class Gateway:
         if self._per_address[network_of(address)] >= self._settings.connections_per_address:
             logger.info("connection.rejected", address=address, reason="address")
             return socket.respond(HTTPStatus.TOO_MANY_REQUESTS, "Too many connections from this address.\n")
+        if len(request.headers.get_all("Host")) != 1:
+            return socket.respond(HTTPStatus.BAD_REQUEST, "A request names its host, once.\n")
         return None
 
     def _address(self, socket: ServerConnection, request: Request | None) -> str:
@@ -248,6 +251,12 @@ def _parse_address(text: str) -> IPv4Address | IPv6Address | None:
         return ip_address(text)
     except ValueError:
         return None
+
+
+def _name_version(_connection: ServerConnection, _request: Request, response: Response) -> None:
+    """Tell whoever is refused which version of the WebSocket protocol is spoken here: it may be what was wrong."""
+    if response.status_code == HTTPStatus.BAD_REQUEST:
+        response.headers["Sec-WebSocket-Version"] = "13"
 
 
 def _select_subprotocol(_connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
