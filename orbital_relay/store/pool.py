@@ -92,10 +92,6 @@ def _server_settings(application_name: str) -> dict[str, str]:
     }
 
 
-async def _leave_as_it_is(_connection: Connection) -> None:
-    """Reset nothing when a connection comes back: nobody changes a session's state, and asking costs a round trip."""
-
-
 class Database:
     """The relay's pool. Every method raises Unavailable or Overloaded where the database is away or busy."""
 
@@ -103,6 +99,7 @@ class Database:
         self.settings = settings
         self._relay_name = relay_name
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._interrupted: set[int] = set()  # backends whose last user was cancelled
         self.is_up = False
         """Whether the database answered when it was last asked; the sweep asks every second or two."""
 
@@ -116,8 +113,8 @@ class Database:
             max_inactive_connection_lifetime=settings.idle_s,
             timeout=settings.connect_timeout_s,
             command_timeout=settings.statement_timeout_s,
-            init=prepare_connection,
-            reset=_leave_as_it_is,
+            init=self._welcome,
+            reset=self._tidy,
             server_settings=_server_settings(f"orbital-relay pool {self._relay_name}"),
         )
         self.is_up = True
@@ -132,6 +129,22 @@ class Database:
         except TimeoutError:
             self._pool.terminate()
 
+    async def _welcome(self, connection: Connection) -> None:
+        self._interrupted.discard(connection.get_server_pid())
+        await prepare_connection(connection)
+
+    async def _tidy(self, connection: Connection) -> None:
+        """Leave a connection that comes back as it is: nobody changes a session's state, and asking costs a round trip.
+
+        But whoever was cancelled between two steps of a statement has left the server within it: it waits for the next
+        step, in a transaction that nobody began, and would refuse a `BEGIN` that asks for a snapshot. Any simple
+        statement ends that.
+        """
+        pid = connection.get_server_pid()
+        if pid in self._interrupted:
+            self._interrupted.discard(pid)
+            await connection.execute("SELECT")
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection for a few statements, each a transaction of its own.
@@ -144,8 +157,14 @@ class Database:
         try:
             async with self._pool.acquire(timeout=self.settings.acquire_timeout_s) as connection:
                 is_connected = True
-                yield connection
+                try:
+                    yield connection
+                except asyncio.CancelledError:
+                    self._interrupted.add(connection.get_server_pid())
+                    raise
         except (TimeoutError, asyncpg.QueryCanceledError) as error:
+            if not is_connected:
+                self._note(up=False)  # every connection of the pool is in use for longer than anybody waits
             raise Overloaded("The database is busy.") from error
         except (*DATABASE_AWAY, *IN_TROUBLE) as error:
             self._note(up=False)
