@@ -365,8 +365,12 @@ def _relations(s: Settings) -> Iterator[_Relation]:
         "listener_database_url",
         "must be given only together with database_url",
     )
-    yield _Relation(s.pool_min <= s.pool_max, "pool_min", f"must be at most pool_max = {s.pool_max}")
     yield _Relation(s.lanes < s.pool_max, "lanes", f"must be below pool_max = {s.pool_max}")
+    yield _Relation(
+        s.pool_min <= s.pool_max - s.lanes,
+        "pool_min",
+        f"must be at most pool_max - lanes = {s.pool_max - s.lanes}: each lane has one of the connections",
+    )
     yield _Relation(
         s.max_unauthenticated_frame_bytes <= s.max_frame_bytes,
         "max_unauthenticated_frame_bytes",

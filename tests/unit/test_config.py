@@ -295,7 +295,10 @@ def test_a_named_file_must_be_there() -> None:
             "listener_database_url = postgresql://***@db.example:5433/orbital:"
             " must be given only together with database_url",
         ),
-        ({"ORBITAL_POOL_MIN": "11"}, "pool_min = 11: must be at most pool_max = 10"),
+        (
+            {"ORBITAL_POOL_MIN": "9"},
+            "pool_min = 9: must be at most pool_max - lanes = 8: each lane has one of the connections",
+        ),
         ({"ORBITAL_LANES": "10"}, "lanes = 10: must be below pool_max = 10"),
         (
             {"ORBITAL_MAX_FRAME_BYTES": "16384", "ORBITAL_MAX_UNAUTHENTICATED_FRAME_BYTES": "16385"},
