@@ -7,6 +7,7 @@ With `@pytest.mark.each_postgres` a test that uses either runs on the embedded P
 import logging
 from collections.abc import AsyncIterator, Iterator
 
+import hypothesis
 import pytest
 import pytest_asyncio
 
@@ -15,6 +16,10 @@ from tests.postgres import DEBIAN_BINARIES, TestPostgres, running_postgres
 from tests.swift import Swift, running_swift
 
 _RANDOM_BYTES = 16
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,6 +1,7 @@
 """How chunks become durable, step by step: on a folder that writes a part only when it is let, and a real database."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -100,7 +101,11 @@ class Scene:
 
     def on_disk(self) -> dict[str, int]:
         """What is in the folder: what follows the key, and how many bytes."""
-        return {path.name[32:]: path.stat().st_size for path in self.folder.glob("??/*")}
+        found = {}
+        for path in self.folder.glob("??/*"):
+            with contextlib.suppress(FileNotFoundError):  # it went meanwhile
+                found[path.name[32:]] = path.stat().st_size
+        return found
 
 
 @asynccontextmanager

@@ -186,9 +186,9 @@ async def test_thousands_of_half_handshakes_keep_no_user_out_for_long(
     began = time.monotonic()
     with ExitStack() as stack:
         strangers = [stack.enter_context(socket.create_connection(("127.0.0.1", relay.port))) for _ in range(STRANGERS)]
+        dripping = asyncio.create_task(drip(strangers[-1]))
         for stranger in strangers:
             stranger.sendall(request()[:-2])
-        dripping = asyncio.create_task(drip(strangers[0]))
         await has_connections(relay, STRANGERS + 1)
         with pytest.raises(OSError, match="hung up"):
             await handshake(relay.port)
