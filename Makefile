@@ -11,9 +11,10 @@ TEST_PROCESSES ?= 2
 ARGS ?=
 ROUNDS ?= 200
 SEED ?= 1
+MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test chaos demo check lint types format bench docs migrations requirements clean
+.PHONY: help install run test coverage chaos soak demo check lint types format bench docs migrations requirements clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-13s %s\n", $$1, $$2 }'
@@ -23,11 +24,17 @@ install: $(VENV)/.installed ## the virtual environment, with everything in it
 run: $(VENV)/.installed ## start the relay on its embedded PostgreSQL; data is kept in .data/
 	@$(BIN)/orbital-relay serve $(ARGS)
 
-test: $(VENV)/.installed ## every test, with coverage
+test: $(VENV)/.installed ## every test
+	$(BIN)/pytest -n $(TEST_PROCESSES) $(ARGS)
+
+coverage: $(VENV)/.installed ## every test, and which lines they reach; takes half as long again
 	$(BIN)/pytest -n $(TEST_PROCESSES) $(ARGS) --cov
 
 chaos: $(VENV)/.installed ## kill relays and database ROUNDS times under load (SEED), and judge what clients saw
 	@$(BIN)/python -m tests.system.chaos $(ROUNDS) $(SEED)
+
+soak: $(VENV)/.installed ## post for MINUTES, and see that nothing grows
+	@$(BIN)/python -m tests.system.soak $(MINUTES)
 
 demo: $(VENV)/.installed ## three people and a bot in an encrypted group, one of them cut off and resuming
 	@$(BIN)/python -m examples.demo
@@ -47,7 +54,7 @@ format: $(VENV)/.installed ## rewrite the code as `make lint` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed ## ingest, fan-out, latency, media and trust, a JSON line each
+bench: $(VENV)/.installed ## every benchmark, a JSON line each
 	@$(BIN)/python -m bench $(ARGS)
 
 docs: $(VENV)/.installed ## write the generated documents again

@@ -24,6 +24,7 @@ class Pipe:
     server: asyncio.StreamWriter
     black_up: bool = False
     black_down: bool = False
+    application: str = ""  # the name that the client gave itself
     dropped: frozenset[bytes] = frozenset()  # types of messages of the server that are swallowed
     swallowed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -93,6 +94,8 @@ class Proxy:
     async def _upstream(self, pipe: Pipe, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if not pipe.application:
+                    pipe.application = _application_in(data)
                 if not pipe.black_up:
                     pipe.server.write(data)
                     await pipe.server.drain()
@@ -115,6 +118,12 @@ class Proxy:
         pipe.cut()
         if pipe in self.pipes:
             self.pipes.remove(pipe)
+
+
+def _application_in(startup: bytes) -> str:
+    """A startup message is a head of eight bytes, then names and values that end in zeros."""
+    parts = startup[8:].split(b"\0")
+    return dict(zip(parts[::2], parts[1::2], strict=False)).get(b"application_name", b"").decode()
 
 
 @asynccontextmanager

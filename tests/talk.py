@@ -223,12 +223,14 @@ async def post_thread(talk: Talk, group_id: bytes) -> tuple[bytes, frames.PostOk
     return thread_id, answer
 
 
-def reply(talk: Talk, group_id: bytes, thread_id: bytes, body: bytes = b"ciphertext") -> frames.ReplyPost:
+def reply(
+    talk: Talk, group_id: bytes, thread_id: bytes, body: bytes = b"ciphertext", *, key_epoch: int = 1
+) -> frames.ReplyPost:
     """A reply, to be sent."""
     return frames.ReplyPost(
         id=talk.next_id(),
         group_id=group_id,
-        key_epoch=1,
+        key_epoch=key_epoch,
         thread_id=thread_id,
         reply_id=new_id(),
         encrypted_body=body,

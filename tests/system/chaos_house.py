@@ -5,16 +5,17 @@ import random
 import shutil
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from orbital_relay.embedded import EmbeddedPostgres
 from orbital_relay.store import migrate
 from tests.people import connected
 from tests.postgres import QUICK_SETTINGS, open_directory
-from tests.relays import RunningRelay, running_relay
+from tests.relays import RELAY, RunningRelay, running_relay
 
 
 @dataclass
@@ -25,6 +26,8 @@ class House:
     directory: Path
     server: EmbeddedPostgres
     dsn: str
+    program: Sequence[str]
+    settings: dict[str, Any]
     relays: list[RunningRelay] = field(default_factory=list)
     stacks: list[AsyncExitStack] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
@@ -32,11 +35,16 @@ class House:
     def urls(self) -> list[str]:
         return [relay.url for relay in self.relays]
 
-    async def open(self) -> None:
-        for _ in range(2):
+    async def open(self, relays: int) -> None:
+        for _ in range(relays):
             stack = AsyncExitStack()
-            self.relays.append(await stack.enter_async_context(running_relay(self.dsn)))
+            self.relays.append(
+                await stack.enter_async_context(running_relay(self.dsn, program=self.program, **self.settings))
+            )
             self.stacks.append(stack)
+
+    async def _new_relay(self, stack: AsyncExitStack) -> RunningRelay:
+        return await stack.enter_async_context(running_relay(self.dsn, program=self.program, **self.settings))
 
     async def close(self) -> None:
         for stack in self.stacks:
@@ -49,21 +57,39 @@ class House:
         await what()
         self.kills[what.__name__.lstrip("_")] += 1
 
-    async def _relay(self) -> None:
-        at = self.chance.randrange(len(self.relays))
+    async def kill_relay(self, at: int) -> None:
+        """It does not come back."""
         self.relays[at].signal(signal.SIGKILL)
         await self.relays[at].process.wait()
         await self.stacks[at].aclose()
-        self.stacks[at] = AsyncExitStack()
-        self.relays[at] = await self.stacks[at].enter_async_context(running_relay(self.dsn))
 
-    async def _database(self) -> None:
+    async def start_relay(self, at: int) -> None:
+        """One that was killed."""
+        self.stacks[at] = AsyncExitStack()
+        self.relays[at] = await self.stacks[at].enter_async_context(
+            running_relay(self.dsn, program=self.program, **self.settings)
+        )
+
+    async def stop_database(self) -> None:
+        """At once, as `pg_ctl stop -m immediate` does."""
         assert self.server._process is not None
         os.kill(self.server._process.pid, signal.SIGQUIT)
         await self.server.wait()
         await self.server.stop()
+
+    async def start_database(self) -> None:
+        """The same again; it recovers as from a crash."""
         self.server = EmbeddedPostgres(self.directory, extra_settings=QUICK_SETTINGS)
         await self.server.start()
+
+    async def _relay(self) -> None:
+        at = self.chance.randrange(len(self.relays))
+        await self.kill_relay(at)
+        await self.start_relay(at)
+
+    async def _database(self) -> None:
+        await self.stop_database()
+        await self.start_database()
 
     async def _backend(self) -> None:
         async with connected(self.dsn) as sql:
@@ -74,14 +100,17 @@ class House:
 
 
 @asynccontextmanager
-async def house(chance: random.Random) -> AsyncIterator[House]:
+async def house(
+    chance: random.Random, *, relays: int = 2, program: Sequence[str] = RELAY, **settings: Any
+) -> AsyncIterator[House]:
+    """A house, and its relays with these settings."""
     directory = open_directory()
     server = EmbeddedPostgres(directory, extra_settings=QUICK_SETTINGS)
     dsn = await server.start()
     await migrate.upgrade(dsn)
-    found = House(chance, directory, server, dsn)
+    found = House(chance, directory, server, dsn, program, settings)
     try:
-        await found.open()
+        await found.open(relays)
         yield found
     finally:
         await found.close()
