@@ -1,4 +1,4 @@
-"""The wheel: a few times a second it looks at every connection, so that none needs a timer of its own.
+"""The wheel: every now and then it looks at every connection, so that none needs a timer of its own.
 
 It pings who is due, closes who hasn't been heard from, whose token has run out, and who drains nothing.
 """
@@ -15,7 +15,8 @@ from orbital_relay.session import Session
 
 logger = logs.get()
 
-_TURN_S: Final = 0.25
+_TURNS: Final = 8  # within the shortest of the times that it keeps
+_TURN_MAX_S: Final = 2.0  # a token that runs out is noticed no later
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,12 @@ class Pulse:
     heartbeat_ms: int
     no_pong_ms: int
     slow_consumer_ms: int
+
+    @property
+    def turn_s(self) -> float:
+        """How often to look: a look costs some microseconds for each connection."""
+        shortest_ms = min(self.heartbeat_ms, self.no_pong_ms, self.slow_consumer_ms)
+        return min(shortest_ms / 1000 / _TURNS, _TURN_MAX_S)
 
 
 @dataclass(slots=True)
@@ -59,7 +66,7 @@ class Heartbeat:
         """Turn the wheel until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(_TURN_S)
+            await asyncio.sleep(self._pulse.turn_s)
             for number, (session, seen) in enumerate(list(self._seen.items())):
                 self._look(session, seen, loop.time())
                 if not number % 256:

@@ -29,6 +29,7 @@ logger = logs.get()
 _BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 _ECHOES_MISSED: Final = 2
 _SWEEP_GROUPS: Final = 5_000
+_SWEEP_SESSIONS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Listener:
         self._echo_s = echo_ms / 1000
         self._sweep_s = sweep_ms / 1000
         self._heard_at = 0.0
+        self._unchecked: list[LiveSession] = []
         self.is_up = False
         """Whether the listener hears: LISTEN is in force and the last echoes came back."""
 
@@ -160,7 +162,15 @@ class Listener:
                 self._hears.wake(head.group_id, head.seq, source)
                 if head.deleted:
                     self._hears.bury(head.group_id)
-        if sessions := self._hears.sessions():
+        await self._check_sessions(all_of_them=source == "reconnect")
+
+    async def _check_sessions(self, *, all_of_them: bool) -> None:
+        """End those that are no longer good, of the next so many: with thousands, a round takes several sweeps."""
+        if all_of_them or not self._unchecked:
+            self._unchecked = self._hears.sessions()
+        count = len(self._unchecked) if all_of_them else _SWEEP_SESSIONS
+        due, self._unchecked = self._unchecked[:count], self._unchecked[count:]
+        if due:
             async with self._database.connection() as connection:
-                ended = await live_store.find_ended_sessions(connection, sessions)
+                ended = await live_store.find_ended_sessions(connection, due)
             self._hears.end_sessions(ended)

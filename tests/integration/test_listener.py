@@ -325,6 +325,18 @@ async def test_the_sweep_finds_ended_sessions_and_no_others(scene: Scene, way: s
         assert set(scene.heard.ended) == {ending.session_id}
 
 
+async def test_of_many_sessions_the_sweep_looks_at_some_and_at_all_within_a_round(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orbital_relay.listener._SWEEP_SESSIONS", 2)
+    sessions = [await begin(scene.sql, scene.ann, "session") for _ in range(5)]
+    scene.heard.sessions = sessions
+    async with scene.listening(sweep_ms=20):
+        for session in (sessions[-1], sessions[0], sessions[2]):
+            await scene.sql.execute(WAYS_TO_END["revoked"], session.session_id)
+            await until(lambda session=session: session.session_id in scene.heard.ended)  # type: ignore[misc]
+
+
 async def begin(sql: Connection, person: Person, kind: str) -> LiveSession:
     """A session or a token of this person's."""
     session = LiveSession(new_id(), person.user_id, 0)
