@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
-from bench import fanout, ingest, latency, media, trust
+from bench import fanout, growth, ingest, latency, latency_under_load, media, memory, storm, trust
 from bench.figures import Plan, Result
 from bench.stage import BenchError
 
@@ -16,6 +16,10 @@ BENCHES: Final[Mapping[str, Measure]] = {
     "ingest": ingest.measure,
     "fanout": fanout.measure,
     "latency": latency.measure,
+    "latency_under_load": latency_under_load.measure,
+    "memory": memory.measure,
+    "storm": storm.measure,
+    "growth": growth.measure,
     "media": media.measure,
     "media_s3": media.measure_s3,
     "media_frozen": media.measure_frozen,

@@ -98,9 +98,9 @@ async def _deliver(postgres: Postgres, population: Population, seconds: float) -
         "with_times": True,
     }
     async with (
-        running_relay(postgres, population.token_key) as port,
-        Generator.running("bench.readers", {"port": port, **reading}) as readers,
-        Generator.running("bench.posters", {"port": port, **posting}) as posters,
+        running_relay(postgres, population.token_key) as relay,
+        Generator.running("bench.readers", {"port": relay.port, **reading}) as readers,
+        Generator.running("bench.posters", {"port": relay.port, **posting}) as posters,
     ):
         await readers.answer(_GRACE_S)
         await posters.answer(_GRACE_S)

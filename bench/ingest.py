@@ -34,7 +34,7 @@ async def measure(plan: Plan) -> Result:
         rows: list[float] = []
         for number in range(1, plan.runs + 1):
             await postgres.execute("CHECKPOINT")
-            ours.append(await _posts_a_second(postgres, population, plan.seconds))
+            ours.append(await posts_a_second(postgres, population, plan.seconds))
             await postgres.execute("CHECKPOINT")
             rows.append(await yardstick.rate(clients, plan.seconds))
             say(f"  run {number}: {ours[-1]:,.0f} posts/s, pgbench with {clients} clients {rows[-1]:,.0f} rows/s")
@@ -51,9 +51,10 @@ async def _best_clients(yardstick: Yardstick, candidates: Sequence[int], seconds
     return max(rates, key=rates.__getitem__)
 
 
-async def _posts_a_second(postgres: Postgres, population: Population, seconds: float) -> float:
+async def posts_a_second(postgres: Postgres, population: Population, seconds: float) -> float:
+    """The fastest rate, of a closed loop."""
     task = {
-        "tokens": population.tokens,
+        "tokens": population.tokens[:_CONNECTIONS],
         "places": [place.as_json() for place in population.places],
         "body_bytes": _BODY_BYTES,
         "in_flight": _IN_FLIGHT,
@@ -62,8 +63,8 @@ async def _posts_a_second(postgres: Postgres, population: Population, seconds: f
         "with_times": False,
     }
     async with (
-        running_relay(postgres, population.token_key) as port,
-        Generator.running("bench.posters", {"port": port, **task}) as posters,
+        running_relay(postgres, population.token_key) as relay,
+        Generator.running("bench.posters", {"port": relay.port, **task}) as posters,
     ):
         await posters.answer(_GRACE_S)
         await posters.tell({"go": True})

@@ -70,8 +70,8 @@ async def _posts(postgres: Postgres, population: Population, seconds: float) -> 
         "warm_up": _WARM_UP,
     }
     async with (
-        running_relay(postgres, population.token_key) as port,
-        Generator.running("bench.one_by_one", {"port": port, **task}) as posters,
+        running_relay(postgres, population.token_key) as relay,
+        Generator.running("bench.one_by_one", {"port": relay.port, **task}) as posters,
     ):
         done = await posters.answer(seconds + _GRACE_S)
     return done["delivered_us"], done["acked_us"]

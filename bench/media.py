@@ -82,9 +82,9 @@ class Course:
 
     @asynccontextmanager
     async def _mover(self, population: Population) -> AsyncIterator[Generator]:
-        async with running_relay(self.postgres, population.token_key, media_sweep_ms=100, **self.settings) as port:
+        async with running_relay(self.postgres, population.token_key, media_sweep_ms=100, **self.settings) as relay:
             task = {
-                "port": port,
+                "port": relay.port,
                 "token": population.tokens[0],
                 "path": str(self.source),
                 "chunk_bytes": _CHUNK_BYTES,
@@ -190,13 +190,13 @@ async def measure_frozen(plan: Plan) -> Result:
         frozen: list[Latency] = []
         normal: list[Latency] = []
         for number in range(1, plan.runs + 1):
-            async with running_relay(postgres, population.token_key, **settings) as port:
+            async with running_relay(postgres, population.token_key, **settings) as relay:
                 await postgres.execute("CHECKPOINT")
-                normal.append(await _posts(port, population, plan.seconds))
+                normal.append(await _posts(relay.port, population, plan.seconds))
                 s3.freeze()
                 try:
-                    async with _hanging(port, population):
-                        frozen.append(await _posts(port, population, plan.seconds))
+                    async with _hanging(relay.port, population):
+                        frozen.append(await _posts(relay.port, population, plan.seconds))
                 finally:
                     s3.thaw()
             say(f"  run {number}: frozen {frozen[-1]}, normal {normal[-1]}")

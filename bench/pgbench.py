@@ -16,6 +16,7 @@ _TABLE: Final = "CREATE TABLE yardstick (LIKE replies INCLUDING ALL)"
 _BODY_BYTES: Final = 400
 _GRACE_S: Final = 30
 _TIME_COLUMN: Final = 2
+_CLIENTS_AT_A_RATE: Final = 32
 
 
 class Yardstick:
@@ -44,7 +45,14 @@ class Yardstick:
 
     async def latencies_us(self, seconds: float) -> Sequence[float]:
         """How long each insert of one client took."""
-        await self._run(1, seconds, "--log", f"--log-prefix={self._directory / 'log'}")
+        return await self._logged(1, seconds)
+
+    async def latencies_at_us(self, rate: float, seconds: float) -> Sequence[float]:
+        """How long each insert took, from when it was due, at so many a second by enough clients."""
+        return await self._logged(_CLIENTS_AT_A_RATE, seconds, f"--rate={rate}")
+
+    async def _logged(self, clients: int, seconds: float, *more: str) -> Sequence[float]:
+        await self._run(clients, seconds, "--log", f"--log-prefix={self._directory / 'log'}", *more)
         found: list[float] = []
         for log in self._directory.glob("log.*"):
             found += [float(line.split()[_TIME_COLUMN]) for line in log.read_text().splitlines()]

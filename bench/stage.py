@@ -115,9 +115,22 @@ async def _require_durable(dsn: str) -> None:
 # ── the relay ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass(frozen=True, slots=True)
+class RelayProcess:
+    """The relay that is measured."""
+
+    port: int
+    pid: int
+
+    def resident_kib(self) -> int:
+        """How much memory it has."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")))
+
+
 @asynccontextmanager
-async def running_relay(postgres: Postgres, token_key: TokenKey, **settings: object) -> AsyncIterator[int]:
-    """`orbital-relay serve` on this database, as a process of its own; the port that it listens on."""
+async def running_relay(postgres: Postgres, token_key: TokenKey, **settings: object) -> AsyncIterator[RelayProcess]:
+    """`orbital-relay serve` on this database, as a process of its own."""
     given = {
         "database_url": postgres.dsn,
         "token_keys": f"{token_key.kid}:{base64.urlsafe_b64encode(token_key.secret).decode()}",
@@ -140,7 +153,7 @@ async def running_relay(postgres: Postgres, token_key: TokenKey, **settings: obj
     )
     log = _Log(process)
     try:
-        yield await log.port()
+        yield RelayProcess(await log.port(), process.pid)
         if process.returncode is not None:
             raise BenchError("the relay ended by itself")
     except BenchError as error:

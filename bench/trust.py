@@ -95,8 +95,8 @@ async def measure(plan: Plan) -> Sequence[Result]:
     sealed: list[Run] = []
     async with running_postgres("trust") as postgres:
         token_key = TokenKey("bench", os.urandom(32))
-        async with running_relay(postgres, token_key) as port:
-            url = f"ws://127.0.0.1:{port}"
+        async with running_relay(postgres, token_key) as relay:
+            url = f"ws://127.0.0.1:{relay.port}"
             said = await talk(url, people=_PEOPLE, messages=_MESSAGES, size=_TEXT_BYTES)
             stores = [postgres.directory / f"device{number}.db" for number in range(plan.runs)]
             caught_up = [await catch_up(url, said, store) for store in stores]

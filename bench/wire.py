@@ -31,7 +31,7 @@ from orbital_protocol.frames import (
 
 ADDRESS: Final = "127.0.0.1"
 
-_HANDSHAKE: Final = (
+HANDSHAKE: Final = (
     f"GET / HTTP/1.1\r\nHost: {ADDRESS}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
     f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n"
@@ -260,7 +260,7 @@ class Newcomer:
         if group_id is not None:
             frames.append(Subscribe(id=2, groups=[SubscribeGroup(group_id=group_id)]))
         self._until = type_of(Live) if group_id is not None else "ok"
-        self.socket.sendall(_HANDSHAKE + b"".join([masked(codec.encode(frame)) for frame in frames]))
+        self.socket.sendall(HANDSHAKE + b"".join([masked(codec.encode(frame)) for frame in frames]))
         self.seq = 0
         """Where the subscription begins, once it is live."""
 

@@ -1,0 +1,135 @@
+"""Growth: what a post and a resume cost with few and with many groups, and with few and with many stored replies."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+import asyncpg
+
+from bench import ingest, wire
+from bench.figures import Plan, Result, say
+from bench.people import Place, Population, add_replies, populate
+from bench.stage import Generator, Postgres, running_postgres, running_relay
+from orbital_protocol import codec
+from orbital_protocol.frames import Authenticate, Subscribe, SubscribeGroup
+from orbital_relay.store.pool import prepare_connection
+
+BAR: Final = 1.3
+
+_USERS: Final = 32
+_FEW_GROUPS: Final = 100
+_MANY_GROUPS: Final = 10_000
+_STORED: Final = 1_000_000
+_MISSED: Final = 10
+_RESUMES: Final = 1_000
+_AT_ONCE: Final = 32
+_BODY_BYTES: Final = 400
+_GRACE_S: Final = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Microseconds a post at the fastest ingest, and a resume of one group with ten missed events."""
+
+    post_us: float
+    resume_us: float
+
+    def __str__(self) -> str:
+        return f"{self.post_us:.1f} us a post, {self.resume_us:.0f} us a resume"
+
+
+async def measure(plan: Plan) -> Result:
+    """The yardstick is the relay itself where there is little; each place is the median of its runs."""
+    say(f"growth: {_FEW_GROUPS} and {_MANY_GROUPS:,} groups; then {_STORED:,} stored replies more")
+    few: list[Costs] = []
+    many: list[Costs] = []
+    full: list[Costs] = []
+    async with running_postgres("few") as small, running_postgres("many") as large:
+        here = await populate(small.dsn, users=_USERS, groups=_FEW_GROUPS)
+        there = await populate(large.dsn, users=_USERS, groups=_MANY_GROUPS)
+        for places, postgres in ((here.places, small), (there.places, large)):
+            await add_replies(postgres.dsn, places, _MISSED, _BODY_BYTES)
+        for number in range(1, plan.runs + 1):
+            few.append(await _costs(small, here, plan.seconds))
+            many.append(await _costs(large, there, plan.seconds))
+            say(f"  run {number}: {_FEW_GROUPS} groups {few[-1]}; {_MANY_GROUPS:,} groups {many[-1]}")
+        await add_replies(large.dsn, there.places, _STORED // _MANY_GROUPS, _BODY_BYTES)
+        await large.execute("VACUUM ANALYZE")
+        for number in range(1, plan.runs + 1):
+            full.append(await _costs(large, there, plan.seconds))
+            say(f"  run {number}: {_STORED:,} replies more {full[-1]}")
+    return _judge(_middle(few), _middle(many), _middle(full))
+
+
+def _middle(runs: Sequence[Costs]) -> Costs:
+    return Costs(median(run.post_us for run in runs), median(run.resume_us for run in runs))
+
+
+def _judge(few: Costs, many: Costs, full: Costs) -> Result:
+    ratios: Mapping[str, float] = {
+        "post_by_groups": many.post_us / few.post_us,
+        "resume_by_groups": many.resume_us / few.resume_us,
+        "post_by_replies": full.post_us / many.post_us,
+        "resume_by_replies": full.resume_us / many.resume_us,
+    }
+    return Result(
+        "growth",
+        {"post_us": full.post_us, "resume_us": full.resume_us},
+        {"post_us": few.post_us, "resume_us": few.resume_us},
+        ratios,
+        BAR,
+        all(ratio <= BAR for ratio in ratios.values()),
+    )
+
+
+async def _costs(postgres: Postgres, population: Population, seconds: float) -> Costs:
+    await postgres.execute("CHECKPOINT")
+    rate = await ingest.posts_a_second(postgres, population, seconds)
+    await postgres.execute("CHECKPOINT")
+    return Costs(1e6 / rate, await _resume_us(postgres, population))
+
+
+async def _resume_us(postgres: Postgres, population: Population) -> float:
+    """Clients that come one after the other, some at a time, each for one group."""
+    step = max(1, len(population.places) // _RESUMES)
+    places = [population.places[number * step % len(population.places)] for number in range(_RESUMES)]
+    cursors = await _cursors(postgres, places)
+    task = {
+        "requests": [
+            _hello(population.tokens[number % _USERS], place.group_id, *cursors[place.group_id]).hex()
+            for number, place in enumerate(places)
+        ],
+        "events": _MISSED,
+        "lives": 0,
+        "at_once": _AT_ONCE,
+    }
+    async with (
+        running_relay(postgres, population.token_key) as relay,
+        Generator.running("bench.returners", {"port": relay.port, **task}) as returners,
+    ):
+        await returners.answer(_GRACE_S)
+        await returners.tell({"go": True})
+        came = await returners.answer(_GRACE_S)
+    return float(came["seconds"]) / _RESUMES * 1e6
+
+
+async def _cursors(postgres: Postgres, places: Sequence[Place]) -> dict[bytes, tuple[int, bytes]]:
+    """Where somebody stopped who missed the last ten events of each group."""
+    connection = await asyncpg.connect(postgres.dsn)
+    try:
+        await prepare_connection(connection)
+        rows = await connection.fetch(
+            "SELECT group_id, seq, hash FROM events JOIN group_heads USING (group_id)"
+            " WHERE group_id = ANY($1) AND seq = last_seq - $2",
+            [place.group_id for place in places],
+            _MISSED,
+        )
+    finally:
+        await connection.close()
+    return {row["group_id"]: (row["seq"], row["hash"]) for row in rows}
+
+
+def _hello(token: str, group_id: bytes, seq: int, hash_: bytes) -> bytes:
+    subscribe = Subscribe(id=2, groups=[SubscribeGroup(group_id=group_id, after_seq=seq, after_hash=hash_)])
+    return wire.masked(codec.encode(Authenticate(id=1, access_token=token))) + wire.masked(codec.encode(subscribe))
