@@ -90,3 +90,14 @@ def test_every_test_that_the_architecture_names_is_there() -> None:
         if not file.exists() or (name and f"def {name}(" not in file.read_text(encoding="utf-8")):
             missing.append(f"{path}::{name}")
     assert missing == []
+
+
+NAMED = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
+
+
+@pytest.mark.parametrize(("page", "at_least"), [("security-requirements.md", 150), ("faults.md", 40)])
+def test_the_tests_that_a_page_names_are_there(page: str, at_least: int) -> None:
+    named = set(NAMED.findall((ROOT / "docs" / page).read_text(encoding="utf-8")))
+    assert len(named) >= at_least
+    texts = {file: (ROOT / file).read_text(encoding="utf-8") for file, _ in named if (ROOT / file).exists()}
+    assert [f"{file}::{test}" for file, test in sorted(named) if f"def {test}(" not in texts.get(file, "")] == []
