@@ -136,7 +136,7 @@ class AccessTokens:
 
     def __init__(self, keys: Sequence[TokenKey]) -> None:
         self._signing = keys[0]
-        self._secrets = {key.kid: key.secret for key in keys}
+        self._keys = {key.kid: _prepared(key) for key in keys}
 
     def sign(self, access: Access, now: int) -> str:
         """The token. `expires_at` must be a whole second."""
@@ -161,7 +161,7 @@ class AccessTokens:
         try:
             claims = jwt.decode(
                 token,
-                self._secret_for(jwt.get_unverified_header(token)),
+                self._key_for(jwt.get_unverified_header(token)),
                 algorithms=[_ALGORITHM],
                 audience=_AUDIENCE,
                 issuer=_ISSUER,
@@ -175,11 +175,17 @@ class AccessTokens:
             raise TokenExpired
         return access
 
-    def _secret_for(self, header: dict[str, Any]) -> bytes:
+    def _key_for(self, header: dict[str, Any]) -> jwt.PyJWK:
         kid = header.get("kid")
-        if header.get("typ") != _TYPE or "crit" in header or not isinstance(kid, str) or kid not in self._secrets:
+        if header.get("typ") != _TYPE or "crit" in header or not isinstance(kid, str) or kid not in self._keys:
             raise jwt.InvalidTokenError("not a token of ours")
-        return self._secrets[kid]
+        return self._keys[kid]
+
+
+def _prepared(key: TokenKey) -> jwt.PyJWK:
+    """The key as the library wants it, made once: for a bare secret it looks each time whether it is some other key."""
+    encoded = urlsafe_b64encode(key.secret).rstrip(b"=").decode("ascii")
+    return jwt.PyJWK({"kty": "oct", "k": encoded, "alg": _ALGORITHM})
 
 
 def _access_of(claims: dict[str, Any]) -> Access:

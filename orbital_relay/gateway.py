@@ -200,6 +200,9 @@ class Gateway:
         if not isinstance(connection, Socket):
             raise TypeError("the server makes Sockets")
         address = self._address(connection, connection.request)
+        for message in (connection.request, connection.response):
+            if message is not None:
+                message.headers.clear()  # kilobytes that nobody asks for again
         session = Session(connection, address, self._services)
         if connection.subprotocol != SUBPROTOCOL:
             session.push(Error(code=ErrorCode.UNSUPPORTED_PROTOCOL, message=f"This relay speaks {SUBPROTOCOL}."))

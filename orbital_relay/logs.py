@@ -16,7 +16,6 @@ import os
 import re
 import sys
 import traceback
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -221,18 +220,24 @@ class _Forward(logging.Handler):
         )
 
 
+_ORDER: Final = {key: number for number, key in enumerate(FIELDS)}
+
+
 class _AllowList:
     """Keeps declared events and fields with harmless values, in a fixed order, and counts what it withholds."""
 
     def __init__(self, relay_id: bytes | None) -> None:
-        self._relay: Mapping[str, object] = {} if relay_id is None else {"relay_id": relay_id}
+        self._relay: Mapping[str, object] = {} if relay_id is None else {"relay_id": _harmless(relay_id)}
 
     def __call__(self, _logger: WrappedLogger, _method: str, given: EventDict) -> EventDict:
         given.update(self._relay)
         if given["event"] not in EVENTS:
             given["event"] = _UNLISTED
-        kept = {key: _harmless(given[key]) for key in FIELDS if key in given}
-        kept = {key: value for key, value in kept.items() if value is not _WITHHELD}
+        kept = {
+            key: value
+            for key in sorted(_ORDER.keys() & given.keys(), key=_ORDER.__getitem__)
+            if (value := _harmless(given[key])) is not _WITHHELD
+        }
         if dropped := len(given) - len(kept):
             kept["dropped"] = dropped
         return kept
@@ -249,7 +254,8 @@ def _harmless(value: object) -> object:
         case str():
             return _printable(value)
         case bytes() if len(value) == _ID_BYTES:
-            return str(uuid.UUID(bytes=value))
+            text = value.hex()
+            return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
         case list() | tuple():
             items = [_harmless(item) for item in value[:_ITEMS_MAX]]
             return _WITHHELD if _WITHHELD in items else items
@@ -303,8 +309,11 @@ def _type_name(error: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def _json(_logger: WrappedLogger, _method: str, kept: EventDict) -> str:
-    return json.dumps(kept, separators=(",", ":"))
+    return _encode(kept)
 
 
 def _console(*, colors: bool) -> list[Processor]:

@@ -36,7 +36,7 @@ class Ordering:
 
     def __init__(self) -> None:
         self._lanes: dict[bytes, _Lane] = {}
-        self._ready: deque[Ticket] = deque()
+        self._ready: list[Ticket] = []
         self._is_starting = False
 
     def submit(self, keys: Sequence[bytes], start: Callable[[Ticket], None], *, shared: bool) -> Ticket:
@@ -77,7 +77,7 @@ class Ordering:
         self._is_starting = True
         try:
             while self._ready:
-                ticket = self._ready.popleft()
+                ticket = self._ready.pop(0)
                 ticket.start(ticket)
         finally:
             self._is_starting = False

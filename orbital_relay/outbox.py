@@ -5,7 +5,6 @@ as it is. Nothing is written while the transport's own buffer is full: what wait
 """
 
 import asyncio
-from collections import deque
 from typing import Final, Protocol
 
 _BINARY_FINAL: Final = 0x82
@@ -79,7 +78,7 @@ class Outbox:
         self._transport = transport
         self._flusher = flusher
         self._limit_bytes = limit_bytes
-        self._messages: deque[bytes] = deque()
+        self._messages: list[bytes] = []  # an empty deque has half a kilobyte, and most are empty
         self._frames: list[bytes] = []  # frames that will share the next message
         self._frames_bytes = 0
         self._queued_bytes = 0
@@ -198,15 +197,12 @@ class Outbox:
     def _write_some(self) -> None:
         """One write of at most _WRITE_BYTES (or one message, if that is larger)."""
         messages = self._messages
-        if len(messages) == 1:
-            data = messages.popleft()
-        else:
-            parts = [messages.popleft()]
-            size = len(parts[0])
-            while messages and size + len(messages[0]) <= _WRITE_BYTES:
-                size += len(messages[0])
-                parts.append(messages.popleft())
-            data = b"".join(parts)
+        count, size = 1, len(messages[0])
+        while count < len(messages) and size + len(messages[count]) <= _WRITE_BYTES:
+            size += len(messages[count])
+            count += 1
+        data = messages[0] if count == 1 else b"".join(messages[:count])
+        del messages[:count]
         self._queued_bytes -= len(data)
         self._written_bytes += len(data)
         self._transport.write(data)

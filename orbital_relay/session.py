@@ -95,6 +95,7 @@ class Session:
         self._after_answer: dict[asyncio.Task[Any] | None, list[Callable[[], None]]] = {}  # by the handler's task
         self._barrier: int | None = None  # the request that authenticates
         self._close_code: CloseCode | None = None
+        self._deadline: asyncio.TimerHandle | None = None  # to authenticate
         self._is_quiet = False
         self._has_rejected = False
         rate = services.limits.max_frames_per_second
@@ -108,6 +109,9 @@ class Session:
     def authenticate(self, caller: Caller) -> None:
         """From now on the connection is this caller's."""
         self.caller = caller
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
         self._services.registry.authenticated(self, caller)
         self._socket.protocol.max_message_size = self._services.limits.max_frame_bytes
 
@@ -172,7 +176,7 @@ class Session:
     async def run(self) -> None:
         """Serve the connection until it closes."""
         self._hello()
-        deadline = self._socket.loop.call_later(self._services.auth_timeout_ms / 1000, self._auth_deadline)
+        self._deadline = self._socket.loop.call_later(self._services.auth_timeout_ms / 1000, self._auth_deadline)
         try:
             while True:
                 await self._read(await self._socket.recv())
@@ -181,7 +185,8 @@ class Session:
         except Exception as error:
             self._defect(error)
         finally:
-            deadline.cancel()
+            if self._deadline is not None:
+                self._deadline.cancel()
             await self._end()
 
     def _hello(self) -> None:
@@ -199,8 +204,7 @@ class Session:
         )
 
     def _auth_deadline(self) -> None:
-        if self.caller is None:
-            self.close_now(CloseCode.AUTH_TIMEOUT)
+        self.close_now(CloseCode.AUTH_TIMEOUT)
 
     async def _read(self, message: str | bytes) -> None:
         """Take the frames of a message. While the connection closes, it only waits for the other side to close too."""
