@@ -14,7 +14,7 @@ SEED ?= 1
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test coverage chaos soak demo check lint types format bench docs migrations requirements clean
+.PHONY: help install run test coverage chaos soak demo check lint types format bench bench-plot docs migrations requirements clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-13s %s\n", $$1, $$2 }'
@@ -57,6 +57,9 @@ format: $(VENV)/.installed ## rewrite the code as `make lint` wants it
 bench: $(VENV)/.installed ## every benchmark, a JSON line each
 	@$(BIN)/python -m bench $(ARGS)
 
+bench-plot: $(VENV)/.plot ## measure against load, groups, members and stored posts, and draw docs/pictures/performance.svg
+	@$(BIN)/python -m bench.plot
+
 docs: $(VENV)/.installed ## write the generated documents again
 	$(BIN)/python protocol/generate.py
 	$(BIN)/python docs/generate.py
@@ -65,7 +68,7 @@ migrations: $(VENV)/.installed ## which migrations the database has
 	@$(BIN)/orbital-relay migrate status
 
 requirements: ## pin the newest allowed versions, with hashes (needs uv)
-	@for name in runtime dev; do \
+	@for name in runtime dev plot; do \
 	    (cd requirements && uv pip compile --quiet --upgrade --universal --no-strip-extras --python-version 3.11 --generate-hashes \
 	        --no-emit-index-url --no-emit-find-links --custom-compile-command "make requirements" \
 	        $$name.in --output-file $$name.txt) || exit 1; \
@@ -94,4 +97,8 @@ $(VENV)/.installed: $(VENV)/.dependencies pyproject.toml protocol/pyproject.toml
 	@echo "Installing orbital-protocol, orbital-client and orbital-relay from this checkout …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
 	    -e protocol -e clients/python -e .
+	@touch $@
+
+$(VENV)/.plot: $(VENV)/.installed requirements/plot.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/plot.txt
 	@touch $@

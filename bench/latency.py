@@ -30,7 +30,7 @@ async def measure(plan: Plan) -> Result:
         population = await populate(postgres.dsn, users=_MEMBERS, groups=1)
         for number in range(1, plan.runs + 1):
             await postgres.execute("CHECKPOINT")
-            delivered_us, acked_us = await _posts(postgres, population, plan.seconds)
+            delivered_us, acked_us = await one_by_one(postgres, population, plan.seconds)
             ours.append(Latency.of(delivered_us))
             acked.append(Latency.of(acked_us))
             await postgres.execute("CHECKPOINT")
@@ -59,7 +59,9 @@ def _judge(our_runs: Sequence[Latency], insert_runs: Sequence[Latency], acked: L
     )
 
 
-async def _posts(postgres: Postgres, population: Population, seconds: float) -> tuple[Sequence[float], Sequence[float]]:
+async def one_by_one(
+    postgres: Postgres, population: Population, seconds: float
+) -> tuple[Sequence[float], Sequence[float]]:
     """Microseconds until each post was delivered to all, and until it was acknowledged."""
     [place] = population.places
     task = {

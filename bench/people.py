@@ -54,9 +54,10 @@ class Population:
     places: list[Place]
     members: list[Sequence[int]]
 
-    def places_of(self, user: int) -> list[Place]:
-        """The groups that a user is in."""
-        return [place for place, members in zip(self.places, self.members, strict=True) if user in members]
+    def at(self, places: list[Place]) -> "Population":
+        """The same people, at some of the places."""
+        kept = [members for place, members in zip(self.places, self.members, strict=True) if place in places]
+        return Population(self.token_key, self.tokens, places, kept)
 
 
 def new_id() -> bytes:

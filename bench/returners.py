@@ -1,9 +1,10 @@
 """Load generator: clients that all come back at once, authenticate, and resume their groups, over epoll.
 
-Task: {port, tokens, requests, events, lives, at_once}: for each token its `authenticate` and `subscribe` on the wire,
-in hexadecimal, how many events and `live` frames it must get, and how many clients may be on their way at once (0: all
-of them). Answers {"ready": true}, waits for a line, and then {seconds, latencies_us}: until the last one had
-everything, and how long each one took. Each reads on until all are done.
+Task: {port, requests, events, lives, at_once}: each client's `authenticate` and `subscribe` on the wire, hexadecimal,
+how many events and `live` frames it must get, and how many clients may be on their way at once (0: all of them).
+Whoever is told that the relay is overloaded comes back after a second, as it was told.
+Answers {"ready": true}, waits for a line, and then {seconds, latencies_us, told_to_wait}: until the last one had
+everything, how long each one took, and how many had to come twice.
 """
 
 import errno
@@ -18,6 +19,7 @@ from orbital_protocol.frames import Error, Event, Live, type_of
 
 _RECV_BYTES: Final = 1 << 16
 _SILENCE_LIMIT_S: Final = 30
+_WAIT_S: Final = 1
 
 
 def _mark(kind: type) -> bytes:
@@ -30,6 +32,10 @@ _EVENT: Final = _mark(Event)
 _LIVE: Final = _mark(Live)
 _ERROR: Final = _mark(Error)
 _OVERLAP: Final = max(len(_EVENT), len(_LIVE), len(_ERROR)) - 1
+
+
+class ToldToWait(Exception):
+    """The relay has too much to do."""
 
 
 class Returner:
@@ -53,6 +59,8 @@ class Returner:
         if not data:
             raise RuntimeError("the relay closed a connection")
         data = self.rest + data
+        if _ERROR in data and b"overloaded" in data:
+            raise ToldToWait
         if _ERROR in data:
             raise RuntimeError(f"the relay refused: {data[-400:]!r}")
         # What lies wholly within the part that is looked at twice was counted the first time.
@@ -73,7 +81,9 @@ class Storm:
         self._returners: dict[int, tuple[Returner, bytes]] = {}
         self._poll = select.epoll()
         self._buffer = bytearray(_RECV_BYTES)
+        self._waiting: deque[tuple[float, bytes]] = deque()  # until when, and with what they come back
         self.latencies_us: list[float] = []
+        self.told_to_wait = 0
 
     def run(self, at_once: int) -> float:
         """Let them come; seconds until the last one has everything."""
@@ -82,8 +92,11 @@ class Storm:
         for _ in range(at_once or count):
             self._begin()
         while len(self.latencies_us) < count:
-            ready = self._poll.poll(_SILENCE_LIMIT_S, 1_000)
-            if not ready:
+            while self._waiting and self._waiting[0][0] <= time.monotonic():
+                self._hellos.append(self._waiting.popleft()[1])
+                self._begin()
+            ready = self._poll.poll(_WAIT_S if self._waiting else _SILENCE_LIMIT_S, 1_000)
+            if not ready and not self._waiting:
                 raise RuntimeError(f"{count - len(self.latencies_us)} clients never got everything")
             for number, what in ready:
                 self._step(number, what)
@@ -105,7 +118,15 @@ class Storm:
         size = returner.socket.recv_into(self._buffer)
         if returner.events <= 0 and returner.lives <= 0:
             return  # has everything already: a ping, or what others post
-        if returner.take(bytes(self._buffer[:size])):
+        try:
+            is_done = returner.take(bytes(self._buffer[:size]))
+        except ToldToWait:
+            self.told_to_wait += 1
+            self._waiting.append((time.monotonic() + _WAIT_S, hello))
+            del self._returners[number]
+            returner.socket.close()
+            return
+        if is_done:
             self.latencies_us.append((time.monotonic_ns() - returner.began_ns) / 1000)
             self._begin()
 
@@ -118,7 +139,7 @@ def main() -> None:
     wire.answer(ready=True)
     wire.next_task()
     seconds = storm.run(task["at_once"])
-    wire.answer(seconds=seconds, latencies_us=storm.latencies_us)
+    wire.answer(seconds=seconds, latencies_us=storm.latencies_us, told_to_wait=storm.told_to_wait)
     wire.next_task()
 
 

@@ -64,7 +64,7 @@ def test_development_runs_on_the_versions_that_are_deployed() -> None:
     assert {name: development[name] for name in pinned("runtime.txt")} == pinned("runtime.txt")
 
 
-@pytest.mark.parametrize("requirements", ["runtime.txt", "dev.txt"])
+@pytest.mark.parametrize("requirements", ["runtime.txt", "dev.txt", "plot.txt"])
 def test_every_pin_has_hashes_and_no_line_names_a_host(requirements: str) -> None:
     assert not [line for line in lines_of(requirements) if "://" in line or line.startswith("--")]
     blocks = re.split(r"^(?=[A-Za-z0-9])", (REPOSITORY / "requirements" / requirements).read_text(), flags=re.M)[1:]
