@@ -17,13 +17,13 @@ from orbital_relay.store.pool import prepare_connection
 
 BAR: Final = 1.3
 
-_USERS: Final = 32
+_POSTERS: Final = 32  # members of every group
+_RESUMES: Final = 2_000  # others, each of one group
 _FEW_GROUPS: Final = 100
 _MANY_GROUPS: Final = 10_000
 _STORED: Final = 1_000_000
 _MISSED: Final = 10
-_RESUMES: Final = 1_000
-_AT_ONCE: Final = 32
+_AT_ONCE: Final = 200
 _BODY_BYTES: Final = 400
 _GRACE_S: Final = 120
 
@@ -46,10 +46,11 @@ async def measure(plan: Plan) -> Result:
     many: list[Costs] = []
     full: list[Costs] = []
     async with running_postgres("few") as small, running_postgres("many") as large:
-        here = await populate(small.dsn, users=_USERS, groups=_FEW_GROUPS)
-        there = await populate(large.dsn, users=_USERS, groups=_MANY_GROUPS)
+        here = await _populate(small, _FEW_GROUPS)
+        there = await _populate(large, _MANY_GROUPS)
         for places, postgres in ((here.places, small), (there.places, large)):
             await add_replies(postgres.dsn, places, _MISSED, _BODY_BYTES)
+            await postgres.execute("VACUUM ANALYZE")  # as autovacuum does on a server that has been up for a while
         for number in range(1, plan.runs + 1):
             few.append(await _costs(small, here, plan.seconds))
             many.append(await _costs(large, there, plan.seconds))
@@ -60,6 +61,18 @@ async def measure(plan: Plan) -> Result:
             full.append(await _costs(large, there, plan.seconds))
             say(f"  run {number}: {_STORED:,} replies more {full[-1]}")
     return _judge(_middle(few), _middle(many), _middle(full))
+
+
+async def _populate(postgres: Postgres, groups: int) -> Population:
+    def members(group: int) -> list[int]:
+        return [*range(_POSTERS), *(_POSTERS + user for user in range(_RESUMES) if _group_of(user, groups) == group)]
+
+    return await populate(postgres.dsn, users=_POSTERS + _RESUMES, groups=groups, members=members)
+
+
+def _group_of(user: int, groups: int) -> int:
+    """The group that somebody resumes: spread over all there are."""
+    return user * groups // _RESUMES % groups
 
 
 def _middle(runs: Sequence[Costs]) -> Costs:
@@ -92,13 +105,12 @@ async def _costs(postgres: Postgres, population: Population, seconds: float) -> 
 
 async def _resume_us(postgres: Postgres, population: Population) -> float:
     """Clients that come one after the other, some at a time, each for one group."""
-    step = max(1, len(population.places) // _RESUMES)
-    places = [population.places[number * step % len(population.places)] for number in range(_RESUMES)]
+    places = [population.places[_group_of(user, len(population.places))] for user in range(_RESUMES)]
     cursors = await _cursors(postgres, places)
     task = {
         "requests": [
-            _hello(population.tokens[number % _USERS], place.group_id, *cursors[place.group_id]).hex()
-            for number, place in enumerate(places)
+            _hello(population.tokens[_POSTERS + user], place.group_id, *cursors[place.group_id]).hex()
+            for user, place in enumerate(places)
         ],
         "events": _MISSED,
         "lives": 0,
