@@ -40,6 +40,7 @@ PORT: Final = 5432  # only names the socket; said everywhere, or PGPORT of the e
 SOCKET_PATH_LIMIT_BYTES: Final = 107  # of sockaddr_un, on Linux
 ORDINARY_USER: Final = "nobody"  # the server refuses to run as root
 
+_MIB: Final = 1 << 20
 SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
     {
         # The Unix socket is the only door, and its directory is private as well.
@@ -50,8 +51,6 @@ SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
         "synchronous_commit": "on",
         # A pool of ten, lanes and a listener for each of a few relays, and room for an operator's psql.
         "max_connections": "60",
-        # Heads, recent events and indexes stay in memory; small enough for a small machine.
-        "shared_buffers": "128MB",
         # Queries read a few rows by index: parallel workers would only take the relay's processor.
         "max_parallel_workers_per_gather": "0",
         # An error of a statement is the relay's to log; the server's own log tells of the server, and stays short.
@@ -171,6 +170,23 @@ def last_words(log: str) -> str:
     return " ".join(lines[fatal[-1] :] if fatal else lines[-1:]) or "it said nothing"
 
 
+def buffers_mib(memory_bytes: int) -> int:
+    """How many MiB PostgreSQL may keep of its files, on a machine with so much memory: an eighth, from 128 to 1,024.
+
+    Heads, recent events and the indexes of groups that are busy should fit: what doesn't is read anew for each post.
+    """
+    return min(max(memory_bytes // 8 // _MIB, 128), 1024)
+
+
+def _memory_bytes() -> int:
+    """What this machine has, or what the control group of this process may use, if that is less."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # there is none, or it says `max`
+        return machine
+
+
 class EmbeddedPostgres:
     """One PostgreSQL server on `data_dir`, which is made on the first start and belongs to it alone.
 
@@ -186,7 +202,7 @@ class EmbeddedPostgres:
         binaries: Path | None = None,
     ):
         self._layout = Layout.of(data_dir)
-        self._settings = {**SETTINGS, **extra_settings}
+        self._settings = {**SETTINGS, "shared_buffers": f"{buffers_mib(_memory_bytes())}MB", **extra_settings}
         self._given_binaries = binaries
         self._process: asyncio.subprocess.Process | None = None
         self._locks: list[int] = []

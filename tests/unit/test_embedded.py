@@ -8,6 +8,7 @@ from orbital_relay.embedded import (
     SOCKET_PATH_LIMIT_BYTES,
     EmbeddedError,
     EmbeddedPostgres,
+    buffers_mib,
     last_words,
     launch_prefix,
     open_to_all,
@@ -101,3 +102,8 @@ async def test_stop_and_wait_before_a_start(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="not started"):
         await server.wait()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("gib", "mib"), [(0.5, 128), (1, 128), (2, 256), (4, 512), (8, 1024), (64, 1024)])
+def test_buffers_are_an_eighth_of_the_memory_within_bounds(gib: float, mib: int) -> None:
+    assert buffers_mib(int(gib * 2**30)) == mib
