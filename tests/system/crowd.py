@@ -20,11 +20,14 @@ from websockets.exceptions import WebSocketException
 from orbital_protocol import ZERO_HASH, ZERO_ID, chain, frames
 from orbital_protocol.codes import RETRYABLE, Kind
 from tests.people import Person, connected, found_group
+from tests.relays import RunningRelay
 from tests.stage import Stage
 from tests.system.history import Verdict, judge
 from tests.system.history_facts import Acked, AnyFact, Got, Recorder, Removed, Sent, Stopped, Stored, Subscribed
 from tests.talk import Refused, Talk, post_thread, reply, subscribe, talking
 
+A_WHILE: Final = 60
+"""So many posts are a load."""
 MEMBERS: Final = 3
 AT_ONCE: Final = 3
 PAUSE_S: Final = 0.1
@@ -299,3 +302,17 @@ async def crowd_on(stage: Stage, urls: Urls, *, groups: int = 1, members: int = 
         yield crowd
     finally:
         await crowd.end()
+
+
+def good(verdict: Verdict) -> None:
+    """Nothing is violated, and there was a load."""
+    assert verdict.violations == []
+    assert verdict.acknowledged > A_WHILE
+    assert verdict.deliveries > verdict.acknowledged
+
+
+def unharmed(relay: RunningRelay) -> None:
+    """The process lives, and knows of no defect; that posts were refused is none."""
+    assert relay.process.returncode is None
+    assert not [line for line in relay.log if line.get("level") == "error" and line["event"] != "append.failed"]
+    assert not [line for line in relay.raw_log if "Traceback" in line]

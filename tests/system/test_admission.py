@@ -11,10 +11,9 @@ import pytest_asyncio
 from orbital_protocol import codec, frames
 from orbital_protocol.codes import CloseCode, ErrorCode
 from tests.people import Person
-from tests.postgres import TestPostgres
 from tests.raw_socket import RawSocket, frame, handshake, raw_socket
 from tests.relays import RunningRelay, running_relay
-from tests.stage import Stage, stage_on
+from tests.stage import Stage
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.asyncio(loop_scope="module")]
 
@@ -32,12 +31,6 @@ SETTINGS: dict[str, Any] = {
     "max_frames_per_second": FRAMES_PER_SECOND,
     "auth_timeout_ms": 60_000,
 }
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(embedded_postgres: TestPostgres) -> AsyncIterator[Stage]:
-    async with embedded_postgres.migrated_database() as dsn, stage_on(dsn) as stage:
-        yield stage
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -8,12 +8,10 @@ import os
 import random
 import resource
 import socket
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from websockets.exceptions import InvalidMessage
 
 from orbital_protocol import ZERO_HASH, codec, frames
@@ -25,33 +23,12 @@ from tests.postgres import TestPostgres
 from tests.raw_socket import raw_socket
 from tests.relays import RunningRelay, media_dir_of, running_relay
 from tests.stage import Stage, stage_on
-from tests.system.crowd import Crowd, crowd_on
-from tests.system.history import Verdict
+from tests.system.crowd import A_WHILE, Crowd, crowd_on, good, unharmed
 from tests.talk import Refused, subscribe, talking
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
 LIMIT_S = 30
-A_WHILE = 60  # posts
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(embedded_postgres: TestPostgres) -> AsyncIterator[Stage]:
-    async with embedded_postgres.migrated_database() as dsn, stage_on(dsn) as stage:
-        yield stage
-
-
-def good(verdict: Verdict) -> None:
-    assert verdict.violations == []
-    assert verdict.acknowledged > A_WHILE
-    assert verdict.deliveries > verdict.acknowledged
-
-
-def unharmed(relay: RunningRelay) -> None:
-    """The process lives, and knows of no defect."""
-    assert relay.process.returncode is None
-    assert not [line for line in relay.log if line.get("level") == "error"]
-    assert not [line for line in relay.raw_log if "Traceback" in line]
 
 
 async def has_connections(relay: RunningRelay, count: int) -> None:

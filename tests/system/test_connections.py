@@ -17,10 +17,9 @@ from orbital_protocol.codes import CloseCode, ErrorCode
 from orbital_protocol.frames import SubscribeGroup
 from orbital_relay import hints
 from tests.people import Person, connected, found_group, new_id
-from tests.postgres import TestPostgres
 from tests.raw_socket import BINARY, CLOSE, CONTINUATION, PING, PONG, RawSocket, frame, raw_socket
 from tests.relays import RunningRelay, running_relay
-from tests.stage import Stage, stage_on
+from tests.stage import Stage
 from tests.talk import check_steps, post_thread, reply, subscribe, talking
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
@@ -39,12 +38,6 @@ SETTINGS: dict[str, Any] = {
     "ring_bytes": 1 << 20,
     "max_in_flight": MAX_IN_FLIGHT,
 }
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(embedded_postgres: TestPostgres) -> AsyncIterator[Stage]:
-    async with embedded_postgres.migrated_database() as dsn, stage_on(dsn) as stage:
-        yield stage
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

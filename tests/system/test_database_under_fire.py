@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from orbital_protocol import frames
 from orbital_protocol.codes import ErrorCode
@@ -24,32 +23,12 @@ from tests.proxy import proxied
 from tests.relays import RunningRelay, media_dir_of, running_relay
 from tests.stage import Stage, stage_on
 from tests.system.chaos_house import house
-from tests.system.crowd import Crowd, crowd_on
-from tests.system.history import Verdict
+from tests.system.crowd import A_WHILE, Crowd, crowd_on, good, unharmed
 from tests.talk import Refused, talking
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
 LIMIT_S = 30
-A_WHILE = 60  # posts
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(embedded_postgres: TestPostgres) -> AsyncIterator[Stage]:
-    async with embedded_postgres.migrated_database() as dsn, stage_on(dsn) as stage:
-        yield stage
-
-
-def good(verdict: Verdict) -> None:
-    assert verdict.violations == []
-    assert verdict.acknowledged > A_WHILE
-    assert verdict.deliveries > verdict.acknowledged
-
-
-def unharmed(relay: RunningRelay) -> None:
-    """The process lives, and knows of no defect."""
-    assert relay.process.returncode is None
-    assert not [line for line in relay.log if line.get("level") == "error" and line["event"] != "append.failed"]
 
 
 async def refused(crowd: Crowd, *codes: ErrorCode) -> None:

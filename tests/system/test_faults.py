@@ -18,7 +18,7 @@ from orbital_protocol.codes import CloseCode, ErrorCode
 from orbital_relay.embedded import EmbeddedPostgres
 from orbital_relay.store import migrate
 from tests.people import found_group
-from tests.postgres import QUICK_SETTINGS, TestPostgres, open_directory
+from tests.postgres import QUICK_SETTINGS, open_directory
 from tests.raw_socket import raw_socket
 from tests.relays import RunningRelay, running_relay
 from tests.stage import Posting, Stage, stage_on
@@ -29,12 +29,6 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")
 LIMIT_S = 30
 DRAIN_LIMIT_S = 10  # as a relay has it where nothing else is said
 POSTERS = 3
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(embedded_postgres: TestPostgres) -> AsyncIterator[Stage]:
-    async with embedded_postgres.migrated_database() as dsn, stage_on(dsn) as stage:
-        yield stage
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from orbital_protocol import codec, frames
 from tests.bystander import Bystander, bystander_on
 from tests.people import Person
-from tests.postgres import TestPostgres
 from tests.protocol.strategies import frames as any_frame
 from tests.raw_socket import CLOSE, PING, PONG, RawSocket, raw_socket
 from tests.relays import RunningRelay, running_relay
-from tests.stage import Stage, stage_on
+from tests.stage import Stage
 
 pytestmark = [
     pytest.mark.timeout(1800),
@@ -61,12 +60,6 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 message = st.lists(valid | damaged() | st.binary(max_size=200), min_size=1, max_size=4).map(b"".join)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(embedded_postgres: TestPostgres) -> AsyncIterator[Stage]:
-    async with embedded_postgres.migrated_database() as dsn, stage_on(dsn) as stage:
-        yield stage
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -20,7 +20,6 @@ from orbital_protocol.statements import GroupDeleted, MediaDeleted, MemberRemove
 from tests.commands import orbital_process
 from tests.files import CHUNK, File, begin, chunk, commit, download, send, stored, upload, usage
 from tests.people import Person, admit, found_group, new_id, says
-from tests.postgres import TestPostgres
 from tests.relays import RunningRelay, media_dir_of, running_relay
 from tests.stage import Stage, stage_on
 from tests.talk import Refused, Talk, check_steps, post_thread, subscribe, talking
@@ -30,12 +29,6 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")
 LIMIT_S = 30
 MIB = 1024 * 1024
 SEGMENT = 65_536
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(embedded_postgres: TestPostgres) -> AsyncIterator[Stage]:
-    async with embedded_postgres.migrated_database() as dsn, stage_on(dsn) as stage:
-        yield stage
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

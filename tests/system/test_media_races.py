@@ -18,21 +18,14 @@ from orbital_relay.media.local import LocalStore
 from orbital_relay.store.queries import query
 from tests.files import File, begin, commit, download, send, upload, usage
 from tests.people import connected, found_group, says
-from tests.postgres import TestPostgres
 from tests.relays import relay_here
-from tests.stage import Stage, stage_on
+from tests.stage import Stage
 from tests.talk import Refused, Talk, post_thread, talking
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
 LIMIT_S = 30
 SEGMENT = 65_536
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(embedded_postgres: TestPostgres) -> AsyncIterator[Stage]:
-    async with embedded_postgres.migrated_database() as dsn, stage_on(dsn) as stage:
-        yield stage
 
 
 class Scene:

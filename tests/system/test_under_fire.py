@@ -25,23 +25,15 @@ from tests.people import Person, enroll, says
 from tests.postgres import TestPostgres
 from tests.relays import RunningRelay, running_relay
 from tests.stage import Stage, stage_on
-from tests.system.crowd import Crowd, crowd_on
-from tests.system.history import Verdict
+from tests.system.crowd import A_WHILE, Crowd, crowd_on, good
 from tests.system.history_facts import Acked
 from tests.talk import Talk, talking
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
 LIMIT_S = 30
-A_WHILE = 60  # posts
 PASSWORD = "correct horse"
 DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(embedded_postgres: TestPostgres) -> AsyncIterator[Stage]:
-    async with embedded_postgres.migrated_database() as dsn, stage_on(dsn) as stage:
-        yield stage
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -49,12 +41,6 @@ async def steady(stage: Stage) -> AsyncIterator[RunningRelay]:
     """A relay to which nothing happens."""
     async with running_relay(stage.dsn) as relay:
         yield relay
-
-
-def good(verdict: Verdict) -> None:
-    assert verdict.violations == []
-    assert verdict.acknowledged > A_WHILE
-    assert verdict.deliveries > verdict.acknowledged
 
 
 async def until_gone(relay: RunningRelay) -> None:

@@ -15,10 +15,9 @@ import pytest_asyncio
 from orbital_protocol import codec, frames
 from orbital_protocol.codes import CloseCode
 from tests.bystander import Bystander, bystander_on
-from tests.postgres import TestPostgres
 from tests.raw_socket import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, RawSocket, frame, raw_socket
 from tests.relays import RunningRelay, running_relay
-from tests.stage import Stage, stage_on
+from tests.stage import Stage
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.asyncio(loop_scope="module")]
 
@@ -27,12 +26,6 @@ STRANGERS_BYTES, MEMBERS_BYTES = 4_096, 1_048_576
 FRAGMENTS = 4_096  # of one message
 FLAT_KIB = 16 * 1024
 RESERVED = [*range(3, 8), *range(11, 16)]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(embedded_postgres: TestPostgres) -> AsyncIterator[Stage]:
-    async with embedded_postgres.migrated_database() as dsn, stage_on(dsn) as stage:
-        yield stage
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -15,10 +15,9 @@ import pytest_asyncio
 
 from orbital_protocol import SUBPROTOCOL, frames
 from tests.bystander import Bystander, bystander_on
-from tests.postgres import TestPostgres
 from tests.raw_socket import handshake, raw_socket
 from tests.relays import RunningRelay, running_relay
-from tests.stage import Stage, stage_on
+from tests.stage import Stage
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.asyncio(loop_scope="module")]
 
@@ -36,12 +35,6 @@ USUAL = {
     "Sec-WebSocket-Version": "13",
     "Sec-WebSocket-Protocol": SUBPROTOCOL,
 }
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(embedded_postgres: TestPostgres) -> AsyncIterator[Stage]:
-    async with embedded_postgres.migrated_database() as dsn, stage_on(dsn) as stage:
-        yield stage
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
