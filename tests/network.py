@@ -73,21 +73,28 @@ class Network:
                     await under_way.put((loop.time() + self._delay_s, data))
             await under_way.put((loop.time(), b""))
 
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(take(), name="network take")
-            with contextlib.suppress(OSError):
-                while True:
-                    due, data = await under_way.get()
-                    await asyncio.sleep(due - loop.time())
-                    if self._chance.random() < self._stalls:
-                        self.stalled += 1
-                        await asyncio.sleep(self._stall_s)
-                    if not data:
-                        break
-                    if not self.is_black:
-                        writer.write(data)
-                        await writer.drain()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(take(), name="network take")
+                with contextlib.suppress(OSError):
+                    await self._give(under_way, writer)
+        finally:
             writer.transport.abort()
+
+    async def _give(self, under_way: "asyncio.Queue[tuple[float, bytes]]", writer: asyncio.StreamWriter) -> None:
+        """Hand over each piece at its time, until the last, which is empty."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due, data = await under_way.get()
+            await asyncio.sleep(due - loop.time())
+            if self._chance.random() < self._stalls:
+                self.stalled += 1
+                await asyncio.sleep(self._stall_s)
+            if not data:
+                return
+            if not self.is_black:
+                writer.write(data)
+                await writer.drain()
 
 
 @asynccontextmanager

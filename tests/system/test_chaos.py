@@ -7,9 +7,8 @@ from tests.system.chaos import chaos
 pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_kills_lose_nothing_double_nothing_and_leave_no_hole(seed: int) -> None:
-    figures = await chaos(rounds=8, seed=seed)
+async def test_kills_lose_nothing_double_nothing_and_leave_no_hole() -> None:
+    figures = await chaos(rounds=8, seed=1)
     assert figures.verdict.violations == []
     assert sum(figures.kills.values()) == 8
     assert figures.verdict.acknowledged > 100

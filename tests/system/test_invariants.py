@@ -15,11 +15,13 @@ from orbital_protocol.codes import CloseCode, ErrorCode, Kind
 from orbital_protocol.frames import Event, SubscribeGroup
 from orbital_protocol.statements import MemberRemoved, MemberRole
 from orbital_relay.store.pool import Connection
-from tests.people import Person, connected, enroll, found_group, new_id, says
+from tests.people import Person, found_group, new_id, says
+from tests.postgres import TestPostgres
 from tests.relays import RunningRelay, running_relay
+from tests.stage import Stage, stage_on
 from tests.talk import Refused, Talk, check_steps, post_thread, reply, subscribe, talking, token_of
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.each_postgres]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
 
 @dataclass
@@ -38,15 +40,29 @@ class Scene:
         return await token_of(self.connection, person)
 
 
-@pytest_asyncio.fixture
-async def scene(migrated_database: str) -> AsyncIterator[Scene]:
-    async with AsyncExitStack() as stack:
-        connection = await stack.enter_async_context(connected(migrated_database))
-        first = await stack.enter_async_context(running_relay(migrated_database))
-        second = await stack.enter_async_context(running_relay(migrated_database))
-        ann, bob, cleo = [await enroll(connection, name) for name in ("ann", "bob", "cleo")]
-        group_id = await found_group(connection, ann, bob, cleo)
-        yield Scene(first, second, connection, ann, bob, cleo, group_id)
+@pytest.fixture(scope="module", params=["embedded_postgres", "debian_postgres"])
+def server(request: pytest.FixtureRequest) -> TestPostgres:
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, TestPostgres)
+    return found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair(server: TestPostgres) -> AsyncIterator[tuple[Stage, RunningRelay, RunningRelay]]:
+    async with (
+        server.migrated_database() as dsn,
+        stage_on(dsn) as stage,
+        running_relay(dsn) as first,
+        running_relay(dsn) as second,
+    ):
+        yield stage, first, second
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def scene(pair: tuple[Stage, RunningRelay, RunningRelay]) -> Scene:
+    stage, first, second = pair
+    ann, bob, cleo = await stage.people(3)
+    return Scene(first, second, stage.sql, ann, bob, cleo, await found_group(stage.sql, ann, bob, cleo))
 
 
 # ── 1. one answer per request id; pushes of one group never overtake one another ────────────────────────────────────
@@ -327,6 +343,7 @@ async def test_a_large_frame_before_authentication_closes(scene: Scene) -> None:
 
 
 @pytest.mark.produces(CloseCode.AUTH_TIMEOUT)
+@pytest.mark.each_postgres
 async def test_who_does_not_authenticate_in_time_is_closed(migrated_database: str) -> None:
     async with running_relay(migrated_database, auth_timeout_ms=200) as relay, talking(relay.url) as stranger:
         assert await stranger.closed() == CloseCode.AUTH_TIMEOUT

@@ -33,7 +33,7 @@ from tests.talk import Talk, post_thread, talking
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.asyncio(loop_scope="module")]
 
 LIMIT_S = 60
-KILLS = {"local": 12, "s3": 6}
+KILLS = {"local": 9, "s3": 4}
 SEGMENT = 65_536
 PART = 5 * 1024 * 1024
 DOOMED = Path(doomed.__file__)

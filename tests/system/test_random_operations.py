@@ -1,6 +1,7 @@
 """A hundred things that people do at random: all end with the same verified view, and the relay has read nothing.
 
-`SEEDS="7 8 9"` in the environment goes through other seeds, `STEPS=1000` does more things.
+`SEEDS="7 8 9"` in the environment goes through other seeds, `STEPS=1000` does more things. With odd seeds the group
+shares its history with newcomers, with even ones it doesn't.
 """
 
 import base64
@@ -22,14 +23,13 @@ SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "1 2").split()]
 STEPS = int(os.environ.get("STEPS", "100"))
 
 
-@pytest.mark.parametrize("is_shared", [True, False], ids=["shared-history", "no-shared-history"])
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_everybody_sees_the_same_and_the_relay_nothing(
-    seed: int, is_shared: bool, migrated_database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    seed: int, migrated_database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "orbital_client")
     async with running_relay(migrated_database, log_level="debug") as relay:
-        world = World(relay, tmp_path, seed, is_shared=is_shared)
+        world = World(relay, tmp_path, seed, is_shared=seed % 2 == 1)
         try:
             await world.begin()
             for _ in range(STEPS):
