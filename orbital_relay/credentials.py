@@ -137,6 +137,8 @@ class AccessTokens:
     def __init__(self, keys: Sequence[TokenKey]) -> None:
         self._signing = keys[0]
         self._keys = {key.kid: _prepared(key) for key in keys}
+        # As relays write them. Reading one takes as long as everything else that is done with a token.
+        self._by_header = {_header_part(key): self._keys[key.kid] for key in keys}
 
     def sign(self, access: Access, now: int) -> str:
         """The token. `expires_at` must be a whole second."""
@@ -150,8 +152,7 @@ class AccessTokens:
             "sid": str(uuid.UUID(bytes=access.session_id)),
             "tep": access.token_epoch,
         }
-        headers = {"typ": _TYPE, "kid": self._signing.kid}
-        return jwt.encode(claims, self._signing.secret, algorithm=_ALGORITHM, headers=headers)
+        return _sign(claims, self._signing)
 
     def verify(self, token: str, now: int) -> Access:
         """What a token says; raise TokenExpired for one that was good, Unauthenticated for anything else.
@@ -161,7 +162,7 @@ class AccessTokens:
         try:
             claims = jwt.decode(
                 token,
-                self._key_for(jwt.get_unverified_header(token)),
+                self._key_for(token),
                 algorithms=[_ALGORITHM],
                 audience=_AUDIENCE,
                 issuer=_ISSUER,
@@ -175,11 +176,24 @@ class AccessTokens:
             raise TokenExpired
         return access
 
-    def _key_for(self, header: dict[str, Any]) -> jwt.PyJWK:
+    def _key_for(self, token: str) -> jwt.PyJWK:
+        known = self._by_header.get(token.partition(".")[0])
+        if known is not None:
+            return known
+        header = jwt.get_unverified_header(token)
         kid = header.get("kid")
         if header.get("typ") != _TYPE or "crit" in header or not isinstance(kid, str) or kid not in self._keys:
             raise jwt.InvalidTokenError("not a token of ours")
         return self._keys[kid]
+
+
+def _sign(claims: dict[str, Any], key: TokenKey) -> str:
+    return jwt.encode(claims, key.secret, algorithm=_ALGORITHM, headers={"typ": _TYPE, "kid": key.kid})
+
+
+def _header_part(key: TokenKey) -> str:
+    """What stands before the first dot of every token that is signed with this key."""
+    return _sign({}, key).partition(".")[0]
 
 
 def _prepared(key: TokenKey) -> jwt.PyJWK:
