@@ -27,7 +27,7 @@ Around it:
     media/        files: their uploads, and where their bytes are kept
     janitor       removes what has expired; `reclaimer` does so for files and their blobs
     embedded      the PostgreSQL that comes along
-    operators     metrics and health; `metrics`, `logs`
+    operators     metrics and health; `metrics`, `logs` (written by the thread in `sink`)
     config        settings; `errors` is what clients are told
     cli           the command line; `commands/` and `admin` are what it does
 

@@ -19,10 +19,12 @@ import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple, TextIO, cast
+from typing import Final, Literal, NamedTuple, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+from orbital_relay import sink
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "console", "json"]
@@ -97,6 +99,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "operators.request": Event("debug", "The operators' port was asked.", ("path", "status")),
         "janitor.laggard": Event(
             "warning", "Listeners that slept while the notification queue filled were cut off.", ("count",)
+        ),
+        "log.dropped": Event(
+            "warning", "Lines were dropped: whoever reads this log was behind by megabytes.", ("count",)
         ),
         "janitor.failed": Event("warning", "A sweep of expired rows broke off; the next one goes on."),
         "janitor.swept": Event("info", "Expired rows were removed.", ("kind", "count", "duration_ms")),
@@ -186,21 +191,43 @@ def _configure_structlog(level: Level, form: Format, relay_id: bytes | None) -> 
             *(_console(colors=terminal and "NO_COLOR" not in os.environ) if console else [_json]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=_Sink,
+        logger_factory=_Line,
         cache_logger_on_first_use=False,
     )
 
 
-class _Sink:
-    """Writes lines to standard error; a full disk or a closed pipe must not stop the relay."""
+class _Stream:
+    """Writes lines to standard error at once; a full disk or a closed pipe must not stop anybody."""
+
+    def put(self, line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+
+
+_sink: sink.Sink = _Stream()
+
+
+@contextlib.contextmanager
+def written_behind() -> Iterator[None]:
+    """Let a thread write the lines of this block: for a process that must not wait for whoever reads them."""
+    global _sink  # noqa: PLW0603  a process has one standard error
+    before = _sink
+    with sink.behind(sys.stderr.fileno(), lambda count: get().warning("log.dropped", count=count)) as _sink:
+        try:
+            yield
+        finally:
+            _sink = before
+
+
+class _Line:
+    """What structlog hands rendered lines to."""
 
     def __init__(self, *_: object) -> None:
-        self._stream: TextIO = sys.stderr
+        pass
 
     def msg(self, line: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.write(line + "\n")
-            self._stream.flush()
+        _sink.put(line)
 
     debug = info = warning = error = critical = msg
 

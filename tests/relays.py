@@ -43,6 +43,10 @@ class RunningRelay:
     log: list[dict[str, Any]] = field(default_factory=list)
     raw_log: list[str] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    log_is_read: asyncio.Event = field(default_factory=asyncio.Event)  # cleared: nobody takes what it logs
+
+    def __post_init__(self) -> None:
+        self.log_is_read.set()
 
     @property
     def url(self) -> str:
@@ -90,6 +94,7 @@ class RunningRelay:
             async with self.changed:
                 self.log.append(line)
                 self.changed.notify_all()
+            await self.log_is_read.wait()
 
 
 @asynccontextmanager
@@ -182,6 +187,7 @@ async def _started(relay: RunningRelay) -> dict[str, Any]:
 
 
 async def _end(relay: RunningRelay, reader: asyncio.Task[None]) -> None:
+    relay.log_is_read.set()
     if relay.process.returncode is None:
         relay.process.terminate()
         try:

@@ -56,7 +56,8 @@ def serve(  # noqa: PLR0913  one parameter a flag
     relay_id = os.urandom(16)
     logs.configure(settings.log_level, settings.log_format, relay_id)
     try:
-        uvloop.run(_serve(settings, relay_id))
+        with logs.written_behind():
+            uvloop.run(_serve(settings, relay_id))
     except BaseExceptionGroup as group:
         problems = group.subgroup((StartupError, OSError))
         if problems is None:

@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")
 LIMIT_S = 30
 DRAIN_LIMIT_S = 10  # as a relay has it where nothing else is said
 POSTERS = 3
+REFUSED = 3_600
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -271,6 +272,24 @@ async def served(relay: RunningRelay, token: str) -> frames.GroupListOk | None:
         return None
     assert isinstance(answer, frames.GroupListOk)
     return answer
+
+
+async def test_a_log_that_nobody_reads_holds_up_nothing(stage: Stage) -> None:
+    """A pager that was left open, a terminal after Ctrl-S, a collector that hangs: lines wait, the relay doesn't."""
+    [ann] = await stage.people(1)
+    async with running_relay(stage.dsn, connections_max=1) as relay, talking(relay.url, await stage.token(ann)) as talk:
+        relay.log_is_read.clear()
+        async with asyncio.timeout(LIMIT_S):
+            for _ in range(REFUSED):  # a line each, three times what the pipe and this process's own buffer take
+                _, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+                writer.transport.abort()
+        await talk.ask(frames.Ping)
+        assert sum(line["event"] == "connection.rejected" for line in relay.log) < REFUSED // 2
+        relay.log_is_read.set()
+        async with asyncio.timeout(LIMIT_S), relay.changed:
+            await relay.changed.wait_for(
+                lambda: sum(line["event"] == "connection.rejected" for line in relay.log) == REFUSED
+            )
 
 
 # ── the database stopped, frozen ────────────────────────────────────────────────────────────────────────────────────

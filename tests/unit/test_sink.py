@@ -1,0 +1,96 @@
+"""Lines that a thread writes: whoever puts them never waits, whatever becomes of them."""
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from orbital_relay import logs
+from orbital_relay.sink import Behind, behind
+
+LIMIT_S = 10
+PIPE_BYTES = 1 << 20  # more than any pipe takes
+LINE = "x" * 999
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """A pipe's two ends; both are closed at the end."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def read_lines(descriptor: int, count: int) -> list[str]:
+    text = b""
+    while text.count(b"\n") < count:
+        text += os.read(descriptor, 1 << 16)
+    return text.decode().splitlines()
+
+
+def test_lines_arrive_in_order(pipe: tuple[int, int]) -> None:
+    with behind(pipe[1], lambda _: None) as sink:
+        for number in range(1000):
+            sink.put(str(number))
+        assert read_lines(pipe[0], 1000) == [str(number) for number in range(1000)]
+
+
+def test_what_waits_at_the_end_is_written(pipe: tuple[int, int]) -> None:
+    with behind(pipe[1], lambda _: None) as sink:
+        sink.put("last words")
+    assert read_lines(pipe[0], 1) == ["last words"]
+
+
+def test_nobody_waits_for_a_reader_and_what_is_lost_is_counted(pipe: tuple[int, int]) -> None:
+    dropped: list[int] = []
+    lines = 3 * PIPE_BYTES // len(LINE)
+    sink = Behind(pipe[1], dropped.append, max_bytes=PIPE_BYTES)
+    for _ in range(lines):
+        sink.put(LINE)
+    kept = PIPE_BYTES // (len(LINE) + 1)
+    assert len(read_lines(pipe[0], kept)) == kept
+    until = time.monotonic() + LIMIT_S
+    while not dropped and time.monotonic() < until:
+        time.sleep(0.001)
+    sink.put("there is room again")
+    assert read_lines(pipe[0], 1) == ["there is room again"]
+    sink.close()
+    assert dropped == [lines - kept]
+
+
+def test_with_a_reader_who_never_reads_the_end_comes_all_the_same(pipe: tuple[int, int]) -> None:
+    began = time.monotonic()
+    with behind(pipe[1], lambda _: None) as sink:
+        for _ in range(2 * PIPE_BYTES // len(LINE)):
+            sink.put(LINE)
+    assert time.monotonic() - began < LIMIT_S
+
+
+def test_a_closed_pipe_stops_nobody() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with behind(writing, lambda _: None) as sink:
+        sink.put("for nobody")
+        sink.put("for nobody either")
+    os.close(writing)
+
+
+def test_what_cannot_be_encoded_is_escaped(pipe: tuple[int, int]) -> None:
+    with behind(pipe[1], lambda _: None) as sink:
+        sink.put("\udc80 é")
+        assert read_lines(pipe[0], 1) == ["\\udc80 é"]
+
+
+def test_logs_are_written_behind_for_a_block(capfd: pytest.CaptureFixture[str]) -> None:
+    logs.configure()
+    with logs.written_behind():
+        logs.get().info("group.created")
+    logs.get().info("group.deleted")
+    assert [line.split('"event":"')[1].split('"')[0] for line in capfd.readouterr().err.splitlines()] == [
+        "group.created",
+        "group.deleted",
+    ]
