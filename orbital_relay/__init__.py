@@ -15,6 +15,7 @@ A frame's way, file by file:
     fanout        one event to many outboxes, contiguous; `ring` holds what was just committed here
     outbox        the bounded queue of one connection: one write a tick
     replay        subscribe and resume: pages from the store, joins fan-out's live set
+    batcher       what many ask of the database at once, in one statement
 
 Around it:
 

@@ -19,9 +19,9 @@ from orbital_relay.handlers.key_replacement import KeyReplacement
 from orbital_relay.handlers.media import Media
 from orbital_relay.handlers.members import Members
 from orbital_relay.handlers.posts import Posts
-from orbital_relay.handlers.sessions import Sessions
+from orbital_relay.handlers.sessions import LiveSessions, Sessions
 from orbital_relay.handlers.sign_in import SignIn
-from orbital_relay.handlers.subscriptions import Live
+from orbital_relay.handlers.subscriptions import GroupHeads, Live
 from orbital_relay.handlers.tokens import Tokens
 from orbital_relay.handlers.uploads import MediaUploads
 from orbital_relay.limits import KeyedBuckets, LoginBackoff
@@ -37,6 +37,8 @@ class Parts:
     """What handlers share."""
 
     database: Database
+    sessions: LiveSessions
+    heads: GroupHeads
     keys: Sequence[TokenKey]
     fanout: Fanout
     announcer: Announcer
@@ -55,7 +57,7 @@ def assemble_handlers(settings: Settings, limits: Limits, parts: Parts) -> Handl
     sign_in = _sign_in(settings, limits, parts)
     return Handlers(
         accounts=_accounts(settings, sign_in, parts),
-        sessions=Sessions(sign_in, hint=parts.announcer.announce),
+        sessions=Sessions(sign_in, live=parts.sessions, hint=parts.announcer.announce),
         tokens=Tokens(parts.database, limits, parts.now, parts.relay_hex),
         groups=Groups(control, parts.database, limits, _hourly(limits.rekeys_per_hour)),
         members=Members(control, parts.database, limits),
@@ -75,6 +77,7 @@ def assemble_handlers(settings: Settings, limits: Limits, parts: Parts) -> Handl
         media=_media(settings, limits, control, parts),
         live=Live(
             database=parts.database,
+            heads=parts.heads,
             limits=limits,
             now=parts.now,
             relay_hex=parts.relay_hex,

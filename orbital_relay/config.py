@@ -300,7 +300,7 @@ class Settings(Limits):
     heartbeat_ms: Annotated[int, _about("between two pings of a connection", 10, 3_600_000)] = 30_000
     no_pong_ms: Annotated[int, _about("silence after a ping before a connection is cut", 10, 3_600_000)] = 20_000
     drain_timeout_ms: Annotated[int, _about("limit for an orderly stop", 0, 3_600_000)] = 10_000
-    replay_concurrency: Annotated[int, _about("replays that read from the database at once", 1, 1_000)] = 4
+    replay_concurrency: Annotated[int, _about("statements at once that read for replays", 1, 1_000)] = 4
 
     @cached_property
     def limits(self) -> Limits:

@@ -15,6 +15,7 @@ from functools import partial
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
+from socket import fromfd
 from typing import Any, Final
 
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -40,6 +41,8 @@ _CLOSE_TIMEOUT_S: Final = 5
 _MESSAGES_AHEAD: Final = 4
 _WRITE_HIGH_BYTES: Final = 64 * 1024
 _GOAWAY_SPREAD_MS: Final = 3_000
+_BACKLOG: Final = 4096  # the kernel's own limit is net.core.somaxconn
+_ACCEPTED_A_TURN: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,25 +93,30 @@ class Gateway:
         self._flushed = flushed
         self._sockets: set[Socket] = set()
         self._per_address: Counter[str] = Counter()  # by network_of the address
-        self._server: Server | None = None
+        self._servers: list[Server] = []
         services.metrics.connections.set_function(lambda: len(self._sockets))
 
     async def start(self) -> int:
         """Listen; return the port. Raise StartupError where it is taken."""
         settings = self._settings
         try:
-            self._server = await self._listen()
+            await self._listen(host=settings.host, port=settings.port)
+            listening = list(self._servers[0].sockets)
+            # The loop takes one connection a turn from each descriptor. When thousands come back at once, requests
+            # that come one a turn can't be put to the database together: so a port has several descriptors.
+            for _ in range(1, _ACCEPTED_A_TURN):
+                for one in listening:
+                    await self._listen(sock=fromfd(one.fileno(), one.family, one.type))
         except OSError as error:
             raise StartupError.not_listening("listen", settings.host, settings.port, error) from error
-        return int(next(iter(self._server.sockets)).getsockname()[1])
+        return int(listening[0].getsockname()[1])
 
-    async def _listen(self) -> Server:
+    async def _listen(self, **where: Any) -> None:
         settings = self._settings
         allowed = [Origin(origin) for origin in settings.origins]
-        return await serve(
+        server = await serve(
             self._serve,
-            settings.host,
-            settings.port,
+            **where,
             ssl=settings.ssl_context,
             create_connection=partial(_CountedSocket, self),  # type: ignore[arg-type]  # called, never subclassed
             process_request=self._check_request,
@@ -124,14 +132,14 @@ class Gateway:
             max_size=settings.max_unauthenticated_frame_bytes,
             max_queue=_MESSAGES_AHEAD,
             write_limit=_WRITE_HIGH_BYTES,
-            backlog=1024,
+            backlog=_BACKLOG,
         )
+        self._servers.append(server)
 
     async def drain(self, timeout_s: float) -> None:
         """Stop accepting, say goodbye, let what is under way finish, close 4000; cut what is left after the limit."""
-        if self._server is None:
-            return
-        self._server.close(close_connections=False)
+        for server in self._servers:
+            server.close(close_connections=False)
         for socket in tuple(self._sockets):
             if socket.protocol.state is State.CONNECTING:
                 socket.transport.abort()  # strangers who haven't said what they want hold up nothing
@@ -149,7 +157,8 @@ class Gateway:
                     await asyncio.wait([asyncio.ensure_future(s.wait_closed()) for s in self._sockets])
         for socket in tuple(self._sockets):
             socket.transport.abort()
-        await self._server.wait_closed()
+        for server in self._servers:
+            await server.wait_closed()
 
     # ── admission ───────────────────────────────────────────────────────────────────────────────────────────────────
 

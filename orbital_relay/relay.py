@@ -25,6 +25,8 @@ from orbital_relay.embedded import EmbeddedPostgres
 from orbital_relay.errors import StartupError
 from orbital_relay.fanout import Fanout
 from orbital_relay.gateway import Gateway, GatewaySettings, tls_context
+from orbital_relay.handlers.sessions import live_sessions
+from orbital_relay.handlers.subscriptions import group_heads
 from orbital_relay.heartbeat import Heartbeat, Pulse
 from orbital_relay.janitor import Janitor
 from orbital_relay.listener import Hears, Listener
@@ -194,11 +196,16 @@ class Relay:
             relay_hex=self._relay_hex,
             upload_ttl_s=settings.upload_ttl_s,
         )
+        sessions = live_sessions(database, now_us)
+        heads = group_heads(database)
+        replays = Replays(database, fanout, self._metrics, settings.replay_concurrency)
         handlers = assemble_handlers(
             settings,
             self._limits,
             Parts(
                 database=database,
+                sessions=sessions,
+                heads=heads,
                 keys=keys,
                 fanout=fanout,
                 announcer=announcer,
@@ -216,7 +223,7 @@ class Relay:
         heartbeat = Heartbeat(
             Pulse(settings.heartbeat_ms, settings.no_pong_ms, settings.slow_consumer_ms), now_us, self._metrics
         )
-        services = self._services(database, fanout, writer, handlers)
+        services = self._services(replays, writer, handlers)
         gateway = Gateway(self._gateway_settings(), services, heartbeat, writer.flushed)
         operators = Operators(
             settings.operators_host,
@@ -229,6 +236,9 @@ class Relay:
             "writer": writer.run(),
             "listener": listener.run(),
             "announcer": announcer.run(),
+            "sessions": sessions.run(),
+            "heads": heads.run(),
+            "replays": replays.reads.run(),
             "reactions": reactions.run(),
             "heartbeat": heartbeat.run(),
             "janitor": Janitor(database).run(_JANITOR_S),
@@ -309,13 +319,13 @@ class Relay:
             sweep_ms=settings.sweep_ms,
         )
 
-    def _services(self, database: Database, fanout: Fanout, writer: Writer, handlers: Handlers) -> Services:
+    def _services(self, replays: Replays, writer: Writer, handlers: Handlers) -> Services:
         settings = self._settings
         return Services(
             relay_id=self._relay_id,
             routes=routes(handlers),
             writer=writer,
-            replays=Replays(database, fanout, self._metrics, settings.replay_concurrency),
+            replays=replays,
             registry=self._registry,
             metrics=self._metrics,
             limits=self._limits,

@@ -2,28 +2,33 @@
 
 There is no buffer between replay and live. A page is read, handed to the outbox, and the next one waits until the
 outbox is low. When a subscription has everything that fan-out has delivered, it joins in the same tick. A live
-subscription whose outbox passes its bound comes back here. Membership is checked in the statement that reads.
+subscription whose outbox passes its bound comes back here. Membership is checked in the statement that reads. Many who
+come back at once are read for together: those who stopped at the same place share a page.
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from itertools import islice
+from typing import Final, NamedTuple
 
 from orbital_protocol import codec
-from orbital_protocol.frames import Event, GroupGone, Live
+from orbital_protocol.frames import GroupGone, Live
+from orbital_relay.batcher import Batcher
 from orbital_relay.errors import RequestError
 from orbital_relay.fanout import Fanout, Subscription
 from orbital_relay.metrics import Metrics
 from orbital_relay.outbox import Outbox
 from orbital_relay.ring import Entry
 from orbital_relay.store import events as event_store
-from orbital_relay.store.pool import Database
+from orbital_relay.store.pool import Connection, Database
 
 _PAGE_EVENTS: Final = 100
-_PAGE_BYTES: Final = 256 * 1024
-_GROUPS_A_PAGE: Final = 20
+_TURN_BYTES: Final = 256 * 1024
+_GROUPS_A_TURN: Final = 20
+_STATEMENT_BYTES: Final = 4 * 1024 * 1024
+_GROUPS_A_STATEMENT: Final = 80
 _RETRY_S: Final = 0.5
 
 
@@ -36,25 +41,72 @@ class Start:
     hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class _Page:
-    """What the store had next, by group, and the last seq of those groups; the groups of which the user is no member;
-    those of them that are deleted."""
+    """What comes next in a log after a position, for everybody who asked for it at once: encoded once."""
 
-    events: dict[bytes, list[Event]]
-    last_seqs: dict[bytes, int]
-    strange: frozenset[bytes]
-    deleted: frozenset[bytes]
+    __slots__ = ("_bytes", "events", "is_last")
+
+    def __init__(self, stretch: event_store.Stretch, after_seq: int) -> None:
+        self.events = stretch.events
+        self.is_last = (self.events[-1].seq if self.events else after_seq) >= stretch.last_seq
+        self._bytes: dict[frozenset[int] | None, bytes] = {}
+
+    def bytes_for(self, kinds: frozenset[int] | None) -> bytes:
+        """All of its frames, one after the other; of kinds that are filtered out everything but the ciphertext."""
+        found = self._bytes.get(kinds)
+        if found is None:
+            found = self._bytes[kinds] = b"".join([Entry(event).bytes_for(kinds) for event in self.events])
+        return found
+
+
+class _Gone(NamedTuple):
+    """A group of which the user is no member."""
+
+    is_deleted: bool
+
+
+class _Turn(NamedTuple):
+    """Groups of one user, and the positions after which to read."""
+
+    user_id: bytes
+    positions: Sequence[tuple[bytes, int]]
 
 
 class Replays:
-    """What all replays of a relay share: a bound on how many read from the database at once."""
+    """What all replays of a relay share: they are read together, so many statements at a time."""
 
     def __init__(self, database: Database, fanout: Fanout, metrics: Metrics, concurrency: int) -> None:
-        self.database = database
         self.fanout = fanout
         self.metrics = metrics
-        self.reading = asyncio.Semaphore(concurrency)
+        self.reads = Batcher(
+            database,
+            _read,
+            at_once=concurrency,
+            max_size=_GROUPS_A_STATEMENT,
+            size_of=lambda turn: len(turn.positions),
+        )
+
+
+async def _read(connection: Connection, turns: Sequence[_Turn]) -> list[list[_Page | _Gone]]:
+    """For each group of each turn, what comes next."""
+    wanted = [(turn.user_id, group_id, seq) for turn in turns for group_id, seq in turn.positions]
+    limit_bytes = min(_TURN_BYTES // max(len(turn.positions) for turn in turns), _STATEMENT_BYTES // len(wanted))
+    stretches = await event_store.read_replay(connection, wanted, limit=_PAGE_EVENTS, limit_bytes=limit_bytes)
+    strange = [group_id for (_, group_id, _), stretch in zip(wanted, stretches, strict=True) if stretch is None]
+    heads = await event_store.read_heads(connection, strange) if strange else []
+    deleted = {head.group_id for head in heads if head.deleted}
+    pages: dict[tuple[bytes, int], _Page] = {}
+    found: list[_Page | _Gone] = []
+    for (_, group_id, seq), stretch in zip(wanted, stretches, strict=True):
+        if stretch is None:
+            found.append(_Gone(group_id in deleted))
+        else:
+            page = pages.get((group_id, seq))
+            if page is None:
+                page = pages[group_id, seq] = _Page(stretch, seq)
+            found.append(page)
+    of_turns = iter(found)
+    return [list(islice(of_turns, len(turn.positions))) for turn in turns]
 
 
 class Subscriptions:
@@ -153,58 +205,35 @@ class Subscriptions:
         try:
             while self._paging:
                 await self._outbox.wait_low()
-                turn = list(self._paging)[:_GROUPS_A_PAGE]
+                turn = [(s, s.position) for s in islice(self._paging, _GROUPS_A_TURN)]
                 if not turn:
                     return  # all were ended while there was no room
+                user_id = turn[0][0].user_id
+                positions = [(subscription.group_id, seq) for subscription, seq in turn]
                 try:
-                    page = await self._read(turn)
+                    pages = await self._shared.reads.ask(_Turn(user_id, positions))
                 except RequestError:  # away or busy: nothing is lost, only late
                     await asyncio.sleep(_RETRY_S)
                     continue
-                for subscription in turn:
-                    if subscription in self._paging:
+                for (subscription, seq), page in zip(turn, pages, strict=True):
+                    if subscription in self._paging and subscription.position == seq:
                         self._advance(subscription, page)
         finally:
             self._is_paging = False
             self._shared.metrics.replays_active.dec()
 
-    async def _read(self, turn: Sequence[Subscription]) -> "_Page":
-        user_id = turn[0].user_id
-        async with self._shared.reading, self._shared.database.connection() as connection:
-            page = await event_store.read_replay(
-                connection,
-                user_id,
-                [(s.group_id, s.position) for s in turn],
-                limit=_PAGE_EVENTS,
-                limit_bytes=_PAGE_BYTES // len(turn),
-            )
-            by_group: dict[bytes, list[Event]] = {}
-            last_seqs: dict[bytes, int] = {}
-            for event, last_seq in page:
-                by_group.setdefault(event.group_id, []).append(event)
-                last_seqs[event.group_id] = last_seq
-            silent = [s.group_id for s in turn if s.group_id not in by_group]
-            members = await event_store.read_memberships(connection, user_id, silent) if silent else frozenset()
-            strange = [group_id for group_id in silent if group_id not in members]
-            heads = await event_store.read_heads(connection, strange) if strange else []
-        deleted = frozenset(head.group_id for head in heads if head.deleted)
-        return _Page(by_group, last_seqs, frozenset(strange), deleted)
-
-    def _advance(self, subscription: Subscription, page: "_Page") -> None:
+    def _advance(self, subscription: Subscription, page: _Page | _Gone) -> None:
         """Hand a page over; at its end join the live set, or say that the group is gone."""
-        if subscription.group_id in page.strange:
-            reason = "deleted" if subscription.group_id in page.deleted else "denied"
+        if isinstance(page, _Gone):
+            reason = "deleted" if page.is_deleted else "denied"
             self._outbox.put_frame(codec.encode(GroupGone(group_id=subscription.group_id, reason=reason)))
             self.end(subscription.group_id)
             return
-        events = [e for e in page.events.get(subscription.group_id, ()) if e.seq > subscription.position]
-        for event in events:
-            self._outbox.put_frame(Entry(event).bytes_for(subscription.kinds))
-        if events:
-            subscription.position = events[-1].seq
-            self._hashes[subscription.group_id] = events[-1].hash
-        is_at_end = subscription.position >= page.last_seqs.get(subscription.group_id, 0)
-        if is_at_end and self._fanout.join(subscription):
+        if page.events:
+            self._outbox.put_frame(page.bytes_for(subscription.kinds))
+            subscription.position = page.events[-1].seq
+            self._hashes[subscription.group_id] = page.events[-1].hash
+        if page.is_last and self._fanout.join(subscription):
             self._paging.discard(subscription)
             hash_ = self._hashes.pop(subscription.group_id, None)
             if hash_ is not None:

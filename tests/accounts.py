@@ -23,7 +23,7 @@ from orbital_relay.config import TokenKey
 from orbital_relay.credentials import AccessTokens, Mint, Passwords, Workers
 from orbital_relay.handlers.accounts import Accounts, Registration
 from orbital_relay.handlers.key_replacement import KeyReplacement
-from orbital_relay.handlers.sessions import Sessions
+from orbital_relay.handlers.sessions import Sessions, live_sessions
 from orbital_relay.handlers.sign_in import SignIn
 from orbital_relay.handlers.tokens import Tokens
 from orbital_relay.limits import LoginBackoff
@@ -87,6 +87,7 @@ class Desk:
         self.mint = Mint(AccessTokens([KEY]), access_ttl_s=ACCESS_TTL_S, refresh_ttl_s=REFRESH_TTL_S)
         self.backoff = LoginBackoff(free=ATTEMPTS_FREE, base_s=1, max_s=60, clock=self.clock)
         self.passwords = Passwords(workers, COST)
+        self.live = live_sessions(database, self.clock)
         self._ids = itertools.count(1)
 
     def clock(self) -> int:
@@ -105,7 +106,7 @@ class Desk:
         replacement = KeyReplacement(self.database, self.workers, self.published, RELAY_HEX)
         accounts = Accounts(sign_in, self.registration, replacement, publisher=self.published, hint=self.told.hint)
         tokens = Tokens(self.database, self.limits, self.clock, RELAY_HEX)
-        return accounts, Sessions(sign_in, hint=self.told.hint), tokens
+        return accounts, Sessions(sign_in, live=self.live, hint=self.told.hint), tokens
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -185,7 +186,13 @@ async def desk_on(dsn: str, **limits: int) -> AsyncIterator[Desk]:
         async with connected(dsn) as sql:
             assert isinstance(sql, asyncpg.Connection)
             await sql.add_listener(hints.CHANNEL, told.on_notification)
-            yield Desk(database, sql, workers, told, **limits)
+            desk = Desk(database, sql, workers, told, **limits)
+            looking_up = asyncio.create_task(desk.live.run(), name="sessions")
+            try:
+                yield desk
+            finally:
+                looking_up.cancel()
+                await asyncio.wait([looking_up])
     finally:
         workers.close()
         await database.close()

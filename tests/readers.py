@@ -18,7 +18,7 @@ from orbital_protocol.codes import Kind
 from orbital_protocol.frames import Event, Limits, Push, SubscribeGroup
 from orbital_relay.caller import Caller
 from orbital_relay.fanout import Fanout
-from orbital_relay.handlers.subscriptions import Live
+from orbital_relay.handlers.subscriptions import Live, group_heads
 from orbital_relay.limits import KeyedBuckets
 from orbital_relay.metrics import Metrics
 from orbital_relay.outbox import Flusher, Outbox
@@ -270,8 +270,10 @@ async def data_path(
     await fanout_database.open()
     metrics = Metrics()
     fanout = Fanout(fanout_database, metrics, ring_bytes, admit_behind)
+    heads = group_heads(database)
     live = Live(
         database=database,
+        heads=heads,
         limits=limits,
         now=lambda: 0,
         relay_hex=RELAY_HEX,
@@ -280,16 +282,18 @@ async def data_path(
         hint=lambda _: None,
     )
     flusher = Flusher(asyncio.get_running_loop())
-    path = DataPath(database, fanout_database, fanout, Replays(database, fanout, metrics, 4), live, flusher, metrics)
-    running = asyncio.create_task(fanout.run(), name="fanout")
+    replays = Replays(database, fanout, metrics, 4)
+    path = DataPath(database, fanout_database, fanout, replays, live, flusher, metrics)
+    running = [asyncio.create_task(part.run(), name=type(part).__name__) for part in (fanout, heads, replays.reads)]
     try:
         yield path
-        assert not running.done(), "fan-out has ended"
+        assert not any(task.done() for task in running), "a part has ended"
     finally:
         fanout_database.gate.set()
         for reader in path.readers:
             await reader.end()
-        running.cancel()
-        await asyncio.wait([running])
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
         await database.close()
         await fanout_database.close()

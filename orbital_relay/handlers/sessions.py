@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from functools import partial
+from typing import Final, TypeAlias
 
 from orbital_protocol import frames
 from orbital_protocol.codes import CloseCode
 from orbital_protocol.frames import AuthenticateOk, Ok, SessionListOk, SessionOk
 from orbital_relay import logs
-from orbital_relay.caller import Caller, Peer, require_caller
+from orbital_relay.batcher import Batcher
+from orbital_relay.caller import Caller, Clock, Peer, require_caller
 from orbital_relay.credentials import (
     Access,
     BotToken,
@@ -22,21 +24,37 @@ from orbital_relay.credentials import (
 from orbital_relay.errors import BadArgument, CredentialsInvalid, NotFound
 from orbital_relay.handlers.sign_in import SignIn, admit, check_same_user, session_ok
 from orbital_relay.store import sessions
-from orbital_relay.store.pool import Connection
-from orbital_relay.store.sessions import SessionRow
+from orbital_relay.store.pool import Connection, Database
+from orbital_relay.store.sessions import ClaimedSession, SessionRow
 
 _NEVER: Final = 2**53 - 1
+_STATEMENTS_AT_ONCE: Final = 2
+_CLAIMS_A_STATEMENT: Final = 16
 
 logger = logs.get()
+
+LiveSessions: TypeAlias = Batcher[ClaimedSession, list[frames.GroupHead] | None]
+"""Who comes back with an access token, looked up together: the groups of a live session's user."""
+
+
+def live_sessions(database: Database, now: Clock) -> LiveSessions:
+    """Look up sessions, once it runs."""
+    return Batcher(
+        database,
+        partial(sessions.authenticate, now=now),
+        at_once=_STATEMENTS_AT_ONCE,
+        max_size=_CLAIMS_A_STATEMENT,
+    )
 
 
 class Sessions:
     """Requests about sessions. `hint` tells every relay something, soon and perhaps."""
 
-    def __init__(self, sign_in: SignIn, *, hint: Callable[[str], None]) -> None:
+    def __init__(self, sign_in: SignIn, *, live: LiveSessions, hint: Callable[[str], None]) -> None:
         self._sign_in = sign_in
         self._database = sign_in.database
         self._hint = hint
+        self._live = live
 
     async def authenticate(self, peer: Peer, request: frames.Authenticate) -> AuthenticateOk:
         """Make the connection a session's, or a bot token's, and say where the caller's groups stand.
@@ -49,11 +67,9 @@ class Sessions:
             return await self._authenticate(peer, request)
 
     async def _authenticate(self, peer: Peer, request: frames.Authenticate) -> AuthenticateOk:
-        now = self._sign_in.now()
-        access = self._sign_in.mint.access.verify(request.access_token, now)
+        access = self._sign_in.mint.access.verify(request.access_token, self._sign_in.now())
         check_same_user(peer, access.user_id)
-        async with self._database.connection() as connection:
-            heads = await sessions.authenticate(connection, access.session_id, access.user_id, access.token_epoch, now)
+        heads = await self._live.ask(ClaimedSession(access.session_id, access.user_id, access.token_epoch))
         if heads is None:
             self._refused(peer, access.user_id, "session_ended")
             raise CredentialsInvalid("The session has ended.")

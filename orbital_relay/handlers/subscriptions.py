@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol, TypeAlias
 
 from orbital_protocol import ZERO_HASH
 from orbital_protocol.frames import (
@@ -24,6 +24,7 @@ from orbital_protocol.frames import (
     Unsubscribe,
 )
 from orbital_relay import hints
+from orbital_relay.batcher import Batcher
 from orbital_relay.caller import Caller, Clock, Peer, require_caller
 from orbital_relay.errors import BadArgument, LimitExceeded, NotFound, RateLimited, TooLarge, Unauthenticated
 from orbital_relay.limits import KeyedBuckets
@@ -31,9 +32,26 @@ from orbital_relay.replay import Start, Subscriptions
 from orbital_relay.store import accounts
 from orbital_relay.store import events as event_store
 from orbital_relay.store import live as live_store
-from orbital_relay.store.events import CursorRow
+from orbital_relay.store.events import CursorRow, Standing
 from orbital_relay.store.pool import Connection, Database
 from orbital_relay.store.retries import retried
+
+_STATEMENTS_AT_ONCE: Final = 2
+_GROUPS_A_STATEMENT: Final = 80
+
+GroupHeads: TypeAlias = Batcher[Standing, list[CursorRow]]
+"""Where groups stand, looked up together for many who ask at once."""
+
+
+def group_heads(database: Database) -> GroupHeads:
+    """Look up heads of groups, once it runs."""
+    return Batcher(
+        database,
+        event_store.read_cursors,
+        at_once=_STATEMENTS_AT_ONCE,
+        max_size=_GROUPS_A_STATEMENT,
+        size_of=lambda standing: len(standing.positions),
+    )
 
 
 class SubscribedPeer(Peer, Protocol):
@@ -49,6 +67,7 @@ class Live:
         self,
         *,
         database: Database,
+        heads: GroupHeads,
         limits: Limits,
         now: Clock,
         relay_hex: str,
@@ -57,6 +76,7 @@ class Live:
         hint: Callable[[str], None],
     ) -> None:
         self._database = database
+        self._heads = heads
         self._limits = limits
         self._now = now
         self._relay_hex = relay_hex
@@ -77,14 +97,12 @@ class Live:
         watched = list(wanted)
         subscriptions.watch(watched)
         try:
-            async with self._database.connection() as connection:
-                rows = await event_store.read_cursors(
-                    connection, caller.user_id, [(g.group_id, g.after_seq or 0) for g in wanted.values()]
-                )
+            positions = [(group.group_id, group.after_seq or 0) for group in wanted.values()]
+            rows = await self._heads.ask(Standing(caller.user_id, positions))
         except BaseException:
             subscriptions.unwatch(watched)
             raise
-        verdicts = [_verdict(caller, group, rows[group.group_id]) for group in wanted.values()]
+        verdicts = [_verdict(caller, group, row) for group, row in zip(wanted.values(), rows, strict=True)]
         subscriptions.unwatch([v.group_id for v in verdicts if v.status != "resumed"])
         starts = [Start(v.group_id, v.seq, v.hash) for v in verdicts if v.status == "resumed"]
         kinds = None if request.kinds is None else frozenset(request.kinds)
@@ -149,11 +167,8 @@ class Live:
         """The time, and the heads of the caller's subscriptions."""
         heads: Sequence[Cursor] = []
         if peer.caller is not None and (group_ids := peer.subscriptions.group_ids()):
-            async with self._database.connection() as connection:
-                rows = await event_store.read_cursors(
-                    connection, peer.caller.user_id, [(group_id, 0) for group_id in group_ids]
-                )
-            heads = [Cursor(group_id=r.group_id, seq=r.seq, hash=r.hash) for r in rows.values() if r.is_member]
+            rows = await self._heads.ask(Standing(peer.caller.user_id, [(group_id, 0) for group_id in group_ids]))
+            heads = [Cursor(group_id=r.group_id, seq=r.seq, hash=r.hash) for r in rows if r.is_member]
         return PingOk(id=request.id, server_time=self._now(), heads=list(heads))
 
     @staticmethod

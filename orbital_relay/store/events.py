@@ -31,6 +31,14 @@ _END_OF_LOG: Final = 2**53
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """Somebody's question where groups stand, with a position in each one's log."""
+
+    user_id: bytes
+    positions: Sequence[tuple[bytes, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class CursorRow:
     """Where a group stands for a user: `hash_at_cursor` is None where there is no such event."""
 
@@ -50,6 +58,14 @@ class HeadRow:
     group_id: bytes
     seq: int
     deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The next events of a log after a position, and the seq of its head."""
+
+    last_seq: int
+    events: Sequence[Event]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,41 +151,52 @@ async def read_events(connection: Connection, group_id: bytes, after_seq: int, l
 
 
 async def read_replay(
-    connection: Connection,
-    user_id: bytes,
-    positions: Sequence[tuple[bytes, int]],
-    *,
-    limit: int,
-    limit_bytes: int,
-) -> list[tuple[Event, int]]:
-    """The next events of several groups, each with its group's last seq; none of those the user is not a member of.
+    connection: Connection, wanted: Sequence[tuple[bytes, bytes, int]], *, limit: int, limit_bytes: int
+) -> list[Stretch | None]:
+    """For each user, group and position wanted, what comes next in the log; None for whoever is not a member.
 
-    Of each group at most `limit`, and at most `limit_bytes` (and one event) of text.
+    Of each stretch at most `limit` events, and at most `limit_bytes` (and one event) of text. Who wants the same shares
+    one object.
     """
-    group_ids, after = [g for g, _ in positions], [seq for _, seq in positions]
-    rows = await connection.fetch(_REPLAY, user_id, group_ids, after, limit, limit_bytes)
-    return [(event_of(row), row["last_seq"]) for row in rows]
+    rows = await connection.fetch(_REPLAY, *_columns(wanted), limit, limit_bytes)
+    found: list[Stretch | None] = [None] * len(wanted)
+    events: list[Event] = []
+    for row in rows:
+        if row["numbers"] is not None:  # a stretch begins
+            events = []
+            stretch = Stretch(row["last_seq"], events)
+            for number in row["numbers"]:
+                found[number - 1] = stretch
+        if row["seq"] is not None:
+            events.append(event_of(row))
+    return found
 
 
-async def read_cursors(
-    connection: Connection, user_id: bytes, positions: Iterable[tuple[bytes, int]]
-) -> dict[bytes, CursorRow]:
-    """Where groups stand, by group; position 0 stands for the beginning, whose hash is zeros."""
-    positions = list(positions)
-    rows = await connection.fetch(_CURSORS, user_id, [g for g, _ in positions], [seq for _, seq in positions])
-    at = dict(positions)
-    return {
-        group_id: CursorRow(
-            group_id,
-            seq or 0,
-            head_hash or ZERO_HASH,
-            exists=seq is not None,
-            deleted=bool(deleted),
-            is_member=is_member,
-            hash_at_cursor=ZERO_HASH if at[group_id] == 0 else hash_at_cursor,
-        )
-        for group_id, seq, head_hash, deleted, is_member, hash_at_cursor in rows
-    }
+async def read_cursors(connection: Connection, questions: Sequence[Standing]) -> list[list[CursorRow]]:
+    """For each question, where its groups stand, in its order; at position 0 the hash is zeros."""
+    wanted = [(question.user_id, group_id, seq) for question in questions for group_id, seq in question.positions]
+    rows = iter(await connection.fetch(_CURSORS, *_columns(wanted)))
+    return [
+        [_cursor_row(row, seq) for (_, seq), row in zip(question.positions, rows, strict=False)]
+        for question in questions
+    ]
+
+
+def _cursor_row(row: asyncpg.Record, at: int) -> CursorRow:
+    group_id, seq, head_hash, deleted, is_member, hash_at_cursor = row
+    return CursorRow(
+        group_id,
+        seq or 0,
+        head_hash or ZERO_HASH,
+        exists=seq is not None,
+        deleted=bool(deleted),
+        is_member=is_member,
+        hash_at_cursor=ZERO_HASH if at == 0 else hash_at_cursor,
+    )
+
+
+def _columns(wanted: Sequence[tuple[bytes, bytes, int]]) -> tuple[list[bytes], list[bytes], list[int]]:
+    return [user for user, _, _ in wanted], [group for _, group, _ in wanted], [seq for _, _, seq in wanted]
 
 
 async def read_memberships(connection: Connection, user_id: bytes, group_ids: Sequence[bytes]) -> frozenset[bytes]:

@@ -1,12 +1,15 @@
 """Sessions and bot tokens. The caller's clock says what has expired; its hints go out with the commit."""
 
 from binascii import a2b_base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 from orbital_protocol.codes import Scope
 from orbital_protocol.frames import GroupHead, SessionInfo, TokenInfo
+from orbital_relay.caller import Clock
 from orbital_relay.store.pool import Connection
 from orbital_relay.store.queries import query
 
@@ -18,7 +21,7 @@ _LOCK: Final = query("lock_session")
 _EXISTS: Final = query("session_exists")
 _SET_HASHES: Final = query("set_refresh_hashes")
 _LIST: Final = query("list_sessions")
-_AUTHENTICATE: Final = query("authenticate_session")
+_AUTHENTICATE: Final = query("authenticate_sessions")
 _AUTHENTICATE_BOT: Final = query("authenticate_bot")
 _FIND_TOKEN: Final = query("find_bot_token")
 _COUNT_TOKENS: Final = query("count_bot_tokens")
@@ -43,6 +46,15 @@ class NewSession:
     family_hash: bytes
     refresh_hash: bytes
     expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedSession:
+    """Which session an access token says it is of."""
+
+    session_id: bytes
+    user_id: bytes
+    token_epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +165,21 @@ async def list_live(connection: Connection, user_id: bytes, current: bytes, now:
 
 
 async def authenticate(
-    connection: Connection, session_id: bytes, user_id: bytes, token_epoch: int, now: int
-) -> list[GroupHead] | None:
-    """The user's groups, if this session of theirs is live; None otherwise."""
-    rows = await connection.fetch(_AUTHENTICATE, session_id, user_id, token_epoch, now, _USED_GRAIN_US)
-    return _heads(rows) if rows else None
+    connection: Connection, claimed: Sequence[ClaimedSession], *, now: Clock
+) -> list[list[GroupHead] | None]:
+    """For each claim the user's groups, if this session of theirs is live; None otherwise."""
+    rows = await connection.fetch(
+        _AUTHENTICATE,
+        [claim.session_id for claim in claimed],
+        [claim.user_id for claim in claimed],
+        [claim.token_epoch for claim in claimed],
+        now(),
+        _USED_GRAIN_US,
+    )
+    heads: list[list[GroupHead] | None] = [None] * len(claimed)
+    for number, of_claim in groupby(rows, itemgetter(0)):
+        heads[number - 1] = _heads(row[1:] for row in of_claim)
+    return heads
 
 
 # ── bot tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────

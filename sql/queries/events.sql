@@ -4,15 +4,20 @@
 -- name: read_events(group_id, after_seq, limit)
 SELECT * FROM event_rows WHERE group_id = $1 AND seq > $2 ORDER BY seq LIMIT $3;
 
--- A page of a replay for several groups of one member at once: of each at most so many events, and so many bytes of
--- them unless it is a single one; with the head of the group. Groups of which the user is no member yield nothing:
--- membership is checked in the statement that reads.
--- name: read_replay(user_id, group_ids, after_seqs, limit, bytes)
-SELECT e.*, h.last_seq
-FROM unnest($2::UUID[], $3::BIGINT[]) AS s(group_id, after_seq)
-JOIN members m ON m.group_id = s.group_id AND m.user_id = $1
+-- Pages of replays, for many who ask at once: asked is a user, a group, and a position in its log. Whoever asks for the
+-- same stretch of a log shares it. Of each stretch at most so many events, and so many bytes of them unless it is a single
+-- one, with the head of the group; without anything new a stretch is one row without an event. The first row of a stretch
+-- has the numbers (from 1) of those who asked for it: only of members, checked in the statement that reads.
+-- name: read_replay(user_ids, group_ids, after_seqs, limit, bytes)
+SELECT e.*, h.last_seq, CASE WHEN e.bytes_before IS NULL THEN s.numbers END AS numbers
+FROM (
+    SELECT a.group_id, a.after_seq, array_agg(a.number) AS numbers
+    FROM unnest($1::UUID[], $2::UUID[], $3::BIGINT[]) WITH ORDINALITY AS a(user_id, group_id, after_seq, number)
+    JOIN members m ON m.group_id = a.group_id AND m.user_id = a.user_id
+    GROUP BY a.group_id, a.after_seq
+) s
 JOIN group_heads h ON h.group_id = s.group_id
-CROSS JOIN LATERAL (
+LEFT JOIN LATERAL (
     SELECT * FROM (
         SELECT v.*, sum(coalesce(octet_length(v.encrypted_title), 0) + coalesce(octet_length(v.encrypted_body), 0)
                         + coalesce(octet_length(v.statement), 0) + coalesce(octet_length(v.encrypted_metadata), 0))
@@ -21,16 +26,18 @@ CROSS JOIN LATERAL (
               ORDER BY r.seq LIMIT $4) v
     ) w
     WHERE coalesce(w.bytes_before, 0) < $5
-) e
-ORDER BY e.group_id, e.seq;
+) e ON true
+ORDER BY s.group_id, s.after_seq, e.seq;
 
--- Where groups stand for a user who wants to subscribe: with the hash at the cursor, and whether they are a member.
--- name: read_cursors(user_id, group_ids, after_seqs)
+-- Where groups stand for users who want to subscribe, in the order given: with the hash at the cursor, and whether they
+-- are members.
+-- name: read_cursors(user_ids, group_ids, after_seqs)
 SELECT s.group_id, h.last_seq, h.head_hash, h.deleted_at IS NOT NULL, m.user_id IS NOT NULL, e.hash
-FROM unnest($2::UUID[], $3::BIGINT[]) AS s(group_id, after_seq)
+FROM unnest($1::UUID[], $2::UUID[], $3::BIGINT[]) WITH ORDINALITY AS s(user_id, group_id, after_seq, number)
 LEFT JOIN group_heads h ON h.group_id = s.group_id
-LEFT JOIN members m ON m.group_id = s.group_id AND m.user_id = $1
-LEFT JOIN events e ON e.group_id = s.group_id AND e.seq = s.after_seq;
+LEFT JOIN members m ON m.group_id = s.group_id AND m.user_id = s.user_id
+LEFT JOIN events e ON e.group_id = s.group_id AND e.seq = s.after_seq
+ORDER BY s.number;
 
 -- Which of these groups the user is a member of.
 -- name: read_memberships(user_id, group_ids)

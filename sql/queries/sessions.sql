@@ -42,22 +42,30 @@ SELECT session_id, device_name, to_us(created_at), to_us(last_used_at)
 FROM sessions WHERE user_id = $1 AND revoked_at IS NULL AND expires_at > from_us($2)
 ORDER BY last_used_at DESC, session_id;
 
--- All that a returning client needs: a row for each of its groups, one with nulls where it has none; no row unless the
--- session is live. That it was used is noted at most once in `grain_us`.
--- name: authenticate_session(session_id, user_id, token_epoch, now_us, grain_us)
-WITH used AS (
+-- All that returning clients need: for each session claimed, by its number from 1, a row for each of the user's groups, one
+-- with nulls where there is none; no row unless the session is live. That it was used is noted at most once in `grain_us`,
+-- and not while somebody else holds it.
+-- name: authenticate_sessions(session_ids, user_ids, token_epochs, now_us, grain_us)
+WITH given AS (
+    SELECT * FROM unnest($1::UUID[], $2::UUID[], $3::INTEGER[]) WITH ORDINALITY AS g(session_id, user_id, token_epoch, number)
+), used AS (
     UPDATE sessions SET last_used_at = from_us($4)
-    WHERE session_id = $1 AND user_id = $2 AND revoked_at IS NULL AND last_used_at <= from_us($4 - $5::BIGINT)
+    WHERE session_id IN (
+        SELECT s.session_id FROM given g JOIN sessions s ON s.session_id = g.session_id AND s.user_id = g.user_id
+        WHERE s.revoked_at IS NULL AND s.last_used_at <= from_us($4 - $5::BIGINT)
+        FOR NO KEY UPDATE OF s SKIP LOCKED
+    )
 )
-SELECT m.group_id, g.encrypted_name, m.role, h.key_epoch, h.rekey_required, h.last_seq, h.head_hash
-FROM sessions s
+SELECT g.number, m.group_id, n.encrypted_name, m.role, h.key_epoch, h.rekey_required, h.last_seq, h.head_hash
+FROM given g
+JOIN sessions s ON s.session_id = g.session_id AND s.user_id = g.user_id
 JOIN users u ON u.id = s.user_id
 LEFT JOIN members m ON m.user_id = u.id
-LEFT JOIN groups g ON g.id = m.group_id
+LEFT JOIN groups n ON n.id = m.group_id
 LEFT JOIN group_heads h ON h.group_id = m.group_id
-WHERE s.session_id = $1 AND u.id = $2 AND s.token_epoch = $3 AND u.token_epoch = $3 AND u.disabled_at IS NULL
+WHERE s.token_epoch = g.token_epoch AND u.token_epoch = g.token_epoch AND u.disabled_at IS NULL
   AND s.revoked_at IS NULL AND s.expires_at > from_us($4)
-ORDER BY m.group_id;
+ORDER BY g.number, m.group_id;
 
 -- The same for a bot's token; whose it is and what it may do stands in each row.
 -- name: authenticate_bot(token_id, secret_hash, now_us, grain_us)

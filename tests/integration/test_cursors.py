@@ -10,7 +10,7 @@ from orbital_protocol import ZERO_HASH
 from orbital_protocol.codes import ErrorCode
 from orbital_protocol.frames import CursorGet, CursorOk, CursorPut
 from orbital_relay.errors import RequestError
-from orbital_relay.handlers.subscriptions import Live
+from orbital_relay.handlers.subscriptions import Live, group_heads
 from orbital_relay.limits import KeyedBuckets
 from orbital_relay.store.pool import Connection, Database, PoolSettings
 from tests.people import Person, connected, enroll, found_group, view
@@ -46,6 +46,7 @@ async def scene(migrated_database: str) -> AsyncIterator[Scene]:
     database = Database(PoolSettings(migrated_database), "test")
     live = Live(
         database=database,
+        heads=group_heads(database),
         limits=LIMITS,
         now=lambda: NOW,
         relay_hex=RELAY_HEX,

@@ -13,6 +13,8 @@ from orbital_protocol import ZERO_HASH, frames
 from orbital_protocol.codes import ErrorCode
 from orbital_protocol.frames import Event, SubscribeGroup
 from orbital_relay.errors import LimitExceeded
+from orbital_relay.ring import header_of
+from orbital_relay.store import events as event_store
 from orbital_relay.store.pool import Connection
 from tests.people import Person, connected, enroll, found_group
 from tests.readers import DataPath, append, data_path, post_of
@@ -261,6 +263,55 @@ async def test_what_is_refused_leaves_nothing_behind(scene: Scene) -> None:
     assert await reader.subscribe(group_id, 1, bytes(32)) == "chain_fork"
     assert scene.path.fanout.groups() == []
     assert reader.subscriptions.count_with([]) == 0
+
+
+# ── many at once ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_who_is_read_for_together_gets_their_own(scene: Scene) -> None:
+    """From different places, one of them filtered, and a stranger among them."""
+    first, second, _ = scene.group_ids
+    await scene.post(30)
+    await scene.post(20, group=1)
+    logs = {group_id: await event_store.read_events(scene.sql, group_id, 0, 100) for group_id in (first, second)}
+    places = [(first, 0), (first, 7), (second, 0), (first, 7), (second, 20), (first, len(logs[first]))]
+    readers = [scene.path.reader(person) for person in (scene.ann, scene.bob) * 3]
+    filtering = scene.path.reader(scene.ann)
+    stranger = scene.path.reader(await enroll(scene.sql, "zoe"))
+    outcomes = await asyncio.gather(
+        *(
+            reader.subscribe(group_id, seq, logs[group_id][seq - 1].hash if seq else ZERO_HASH)
+            for reader, (group_id, seq) in zip(readers, places, strict=True)
+        ),
+        filtering.ask([SubscribeGroup(group_id=first, after_seq=7, after_hash=logs[first][6].hash)], kinds=[]),
+        stranger.subscribe(first, 7, logs[first][6].hash),
+    )
+    assert outcomes[-1] == "denied"
+    for reader, (group_id, seq) in zip(readers, places, strict=True):
+        await reader.live(group_id)
+        assert reader.events(group_id) == logs[group_id][seq:]
+    await filtering.live(first)
+    assert filtering.events(first) == [header_of(event) for event in logs[first][7:]]
+    assert stranger.wire.pushes == []
+
+
+async def test_a_read_for_many_gives_nothing_of_a_group_to_who_is_no_member(scene: Scene) -> None:
+    first, second, _ = scene.group_ids
+    log = await scene.post(3)
+    zoe = await enroll(scene.sql, "zoe")
+    wanted = [
+        (scene.ann.user_id, first, log[0].seq),
+        (zoe.user_id, first, log[0].seq),
+        (scene.bob.user_id, second, 99),
+        (scene.bob.user_id, first, log[0].seq),
+    ]
+    anns, zoes, nothing, bobs = await event_store.read_replay(scene.sql, wanted, limit=10, limit_bytes=1 << 20)
+    assert anns is bobs
+    assert anns is not None
+    assert (anns.events, anns.last_seq) == (log[1:], log[-1].seq)
+    assert zoes is None
+    assert nothing is not None
+    assert (nothing.events, nothing.last_seq) == ([], 2)
 
 
 # ── the database away ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,6 +11,7 @@ from orbital_protocol.codes import CloseCode, ErrorCode, Role, Scope
 from orbital_relay.caller import ALL_SCOPES, LiveSession
 from orbital_relay.config import TokenKey
 from orbital_relay.credentials import AccessTokens, Mint, RefreshToken, secret_hash
+from orbital_relay.errors import CredentialsInvalid
 from orbital_relay.store import live
 from tests.accounts import ACCESS_TTL_S, KEY, REFRESH_TTL_S, Desk, Guest, S, desk_on, stranger
 from tests.people import enroll, found_group, new_id, view
@@ -49,6 +50,24 @@ async def test_authenticating_answers_with_all_that_a_returning_client_needs(des
         assert group.role == (Role.OWNER if group.group_id == own else Role.MEMBER)
         assert group.rekey_required is (group.group_id == theirs)
         assert len(group.encrypted_name) == 64
+
+
+async def test_who_comes_back_at_once_is_told_their_own(desk: Desk) -> None:
+    """Two live sessions of one user, one that has ended, and somebody without a group."""
+    alice, bob = await desk.newcomer("alice"), await desk.newcomer("bob")
+    group_id = await found_group(desk.sql, alice.person)
+    elsewhere, ended = await desk.login("alice"), await desk.login("alice")
+    await desk.sql.execute("UPDATE sessions SET revoked_at = now() WHERE session_id = $1", ended.session_id)
+    tokens = [one.access_token for one in (alice.session, ended, bob.session, elsewhere, alice.session)]
+    outcomes = await asyncio.gather(*map(desk.authenticate, tokens), return_exceptions=True)
+    assert isinstance(outcomes[1], CredentialsInvalid)
+    answers = [outcome for outcome in outcomes if isinstance(outcome, frames.AuthenticateOk)]
+    assert [(answer.session_id, [group.group_id for group in answer.groups]) for answer in answers] == [
+        (alice.session.session_id, [group_id]),
+        (bob.session.session_id, []),
+        (elsewhere.session_id, [group_id]),
+        (alice.session.session_id, [group_id]),
+    ]
 
 
 async def test_a_newer_token_on_the_same_connection(desk: Desk) -> None:
