@@ -5,14 +5,16 @@ With `@pytest.mark.each_postgres` a test that uses either runs on the embedded P
 """
 
 import logging
+import shutil
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 import pytest_asyncio
 
 from orbital_relay import logs
-from tests.postgres import DEBIAN_BINARIES, TestPostgres, running_postgres
+from tests.postgres import DEBIAN_BINARIES, TestPostgres, open_directory, running_postgres
 from tests.swift import Swift, running_swift
 
 _RANDOM_BYTES = 16
@@ -75,6 +77,14 @@ async def database(postgres: TestPostgres) -> AsyncIterator[str]:
 async def migrated_database(postgres: TestPostgres) -> AsyncIterator[str]:
     async with postgres.migrated_database() as dsn:
         yield dsn
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """An empty directory for a relay with an embedded PostgreSQL."""
+    directory = open_directory()
+    yield directory
+    shutil.rmtree(directory)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -1,5 +1,6 @@
 """PostgreSQL servers for tests: the relay's embedded one, and Debian's 15 where it is installed."""
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -23,7 +24,13 @@ QUICK_SETTINGS = {
     "full_page_writes": "off",
     "max_connections": "100",
     "shared_buffers": "64MB",
+    "max_wal_size": "256MB",
 }
+
+# Where a filesystem in memory has this much room, servers live there: each test has a database of its own, and making
+# one there takes a tenth of the time. Of a server, its write-ahead log is the largest part.
+_MEMORY = Path("/dev/shm")  # noqa: S108  mkdtemp makes the names below it
+_ROOM_BYTES = 8 << 30
 
 _TEMPLATE = "migrated"
 _COMMAND_LIMIT_S = 30
@@ -55,7 +62,7 @@ class TestPostgres:
     @asynccontextmanager
     async def _database(self, *, template: str) -> AsyncIterator[str]:
         name = f"test_{uuid.uuid4().hex}"
-        await self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        await self._execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         try:
             yield self._dsn_of(name)
         finally:
@@ -80,7 +87,8 @@ class TestPostgres:
 
 def open_directory() -> Path:
     """Make a directory that, for root's sake, the server's ordinary user may pass through; pytest's own are closed."""
-    directory = Path(tempfile.mkdtemp(prefix="orbital-test-"))
+    in_memory = os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= _ROOM_BYTES
+    directory = Path(tempfile.mkdtemp(prefix="orbital-test-", dir=_MEMORY if in_memory else None))
     directory.chmod(0o711)
     return directory
 

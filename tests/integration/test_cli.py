@@ -33,7 +33,7 @@ from orbital_relay.store.posts import Appended, Post
 from tests.commands import LIMIT_S, Ran, given_settings, orbital, orbital_process
 from tests.files import File, upload
 from tests.people import Person, connected, enroll, found_group, new_id
-from tests.postgres import TestPostgres, open_directory
+from tests.postgres import TestPostgres
 from tests.relays import TOKEN_KEY, RunningRelay, media_dir_of, running_relay
 from tests.swift import Swift
 from tests.talk import Refused, talking, token_of
@@ -795,36 +795,37 @@ async def test_tail_shows_lines_as_they_come() -> None:
 
 
 @pytest.mark.timeout(180)
-async def test_commands_work_on_the_embedded_database_whether_a_relay_runs_or_not(tmp_path: Path) -> None:
-    directory = open_directory()
-    ran = await orbital_process("user", "list", data_dir=directory)
+async def test_commands_work_on_the_embedded_database_whether_a_relay_runs_or_not(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    ran = await orbital_process("user", "list", data_dir=data_dir)
     assert (ran.status, ran.out) == (1, "")
     assert "orbital-relay serve" in ran.err
-    ran = await orbital_process("check", "--json", data_dir=directory)
+    ran = await orbital_process("check", "--json", data_dir=data_dir)
     assert (ran.status, statuses(ran)) == (0, dict.fromkeys(("configuration", "disk", "database", "media"), "ok"))
-    assert list(directory.iterdir()) == []  # check makes nothing
+    assert list(data_dir.iterdir()) == []  # check makes nothing
 
     ann = Person("ann")
-    async with running_relay(None, data_dir=directory):
+    async with running_relay(None, data_dir=data_dir):
         ran = await orbital_process(
-            *("user", "add", "ann", *keys_of(ann, tmp_path)), data_dir=directory, stdin=PASSWORD + "\n"
+            *("user", "add", "ann", *keys_of(ann, tmp_path)), data_dir=data_dir, stdin=PASSWORD + "\n"
         )
         assert (ran.status, ran.err) == (0, "")
-        ran = await orbital_process("check", "--json", data_dir=directory)
+        ran = await orbital_process("check", "--json", data_dir=data_dir)
         assert (ran.status, set(statuses(ran).values())) == (0, {"ok"})
 
     listed = await orbital_process(
-        "user", "list", "--json", data_dir=directory
+        "user", "list", "--json", data_dir=data_dir
     )  # no relay runs: the server is started for it
     assert [user["username"] for user in listed.json()] == ["ann"]
-    assert (await orbital_process("migrate", "status", data_dir=directory)).status == 0
-    assert (await orbital_process("log", "verify", data_dir=directory)).status == 0
-    assert not (directory / "postgres" / "cluster" / "postmaster.pid").exists()  # and stopped after it
+    assert (await orbital_process("migrate", "status", data_dir=data_dir)).status == 0
+    assert (await orbital_process("log", "verify", data_dir=data_dir)).status == 0
+    assert not (data_dir / "postgres" / "cluster" / "postmaster.pid").exists()  # and stopped after it
 
-    (directory / token_keys.FILE).chmod(0o644)
-    ran = await orbital_process("check", "--json", data_dir=directory)
+    (data_dir / token_keys.FILE).chmod(0o644)
+    ran = await orbital_process("check", "--json", data_dir=data_dir)
     assert (ran.status, statuses(ran)["token keys"]) == (1, "problem")
-    (directory / token_keys.FILE).unlink()
-    ran = await orbital_process("check", "--json", data_dir=directory)
+    (data_dir / token_keys.FILE).unlink()
+    ran = await orbital_process("check", "--json", data_dir=data_dir)
     assert (ran.status, statuses(ran)["token keys"]) == (1, "problem")
-    assert not (directory / token_keys.FILE).exists()
+    assert not (data_dir / token_keys.FILE).exists()

@@ -2,11 +2,10 @@
 
 import asyncio
 import os
-import shutil
 import signal
 import stat
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,17 +13,9 @@ import asyncpg
 import pytest
 
 from orbital_relay.embedded import EmbeddedError, EmbeddedPostgres
-from tests.postgres import open_directory
 
 LIMIT_S = 30.0
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def data_dir() -> Iterator[Path]:
-    directory = open_directory()
-    yield directory
-    shutil.rmtree(directory)
 
 
 @asynccontextmanager

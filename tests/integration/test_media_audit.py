@@ -24,7 +24,6 @@ from orbital_relay.store.pool import Connection
 from tests.commands import Ran, orbital, orbital_process
 from tests.files import File, begin, commit, download, send, upload, usage
 from tests.people import Person, connected, found_group, says
-from tests.postgres import open_directory
 from tests.relays import relay_here, running_relay
 from tests.stage import Stage, stage_on
 from tests.swift import Swift
@@ -453,28 +452,27 @@ async def test_adopt_alone_is_wrong_usage(stage: Stage, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
-async def test_it_works_on_the_embedded_database_whether_a_relay_runs_or_not() -> None:
-    directory = open_directory()
-    async with running_relay(None, data_dir=directory) as relay:
+async def test_it_works_on_the_embedded_database_whether_a_relay_runs_or_not(data_dir: Path) -> None:
+    async with running_relay(None, data_dir=data_dir) as relay:
         async with talking(relay.url) as talk:
             await talk.ask(frames.Ping)
-        ran = await orbital_process("media", "audit", data_dir=directory)
+        ran = await orbital_process("media", "audit", data_dir=data_dir)
         assert (ran.status, ran.err) == (0, "")
         assert ran.out == "audited 0 files and 0 blobs, nothing wrong with them\n"
-    place = {"media_dir": directory / "media"}
+    place = {"media_dir": data_dir / "media"}
     stray = new_key()
     async with store_of(place) as media:
         await plant(media, stray, 5)
-    ran = await orbital_process("media", "audit", data_dir=directory)
+    ran = await orbital_process("media", "audit", data_dir=data_dir)
     assert (ran.status, ran.err) == (1, "")
     assert ran.out.splitlines() == [
         f"blob {stray} (5 bytes): is in the store, and nothing names it",
         "audited 0 files and 1 blobs, 1 findings",
     ]
-    ran = await orbital_process("media", "audit", "--repair", "--json", data_dir=directory)
+    ran = await orbital_process("media", "audit", "--repair", "--json", data_dir=data_dir)
     assert (ran.status, ran.err, ran.json()["found"]) == (0, "", 1)
-    assert not (directory / "postgres" / "cluster" / "postmaster.pid").exists()
-    assert (await orbital_process("media", "audit", data_dir=directory)).status == 0
+    assert not (data_dir / "postgres" / "cluster" / "postmaster.pid").exists()
+    assert (await orbital_process("media", "audit", data_dir=data_dir)).status == 0
 
 
 # ── quotas ──────────────────────────────────────────────────────────────────────────────────────────────────────────
