@@ -5,7 +5,6 @@ With `@pytest.mark.each_postgres` a test that uses either runs on the embedded P
 """
 
 import logging
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from orbital_relay import logs
-from tests.postgres import DEBIAN_BINARIES, TestPostgres, open_directory, running_postgres
+from tests.postgres import DEBIAN_BINARIES, TestPostgres, open_directory, quick_place, running_postgres
 from tests.swift import Swift, running_swift
 
 _RANDOM_BYTES = 16
@@ -47,7 +46,7 @@ def _logging_as_it_was() -> Iterator[None]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def embedded_postgres() -> AsyncIterator[TestPostgres]:
-    async with running_postgres() as server:
+    async with running_postgres(place=quick_place()) as server:
         yield server
 
 
@@ -55,7 +54,7 @@ async def embedded_postgres() -> AsyncIterator[TestPostgres]:
 async def debian_postgres() -> AsyncIterator[TestPostgres]:
     if not (DEBIAN_BINARIES / "postgres").exists():
         pytest.skip("Debian's PostgreSQL 15 is not installed (apt-get install postgresql-15)")
-    async with running_postgres(DEBIAN_BINARIES) as server:
+    async with running_postgres(DEBIAN_BINARIES, quick_place()) as server:
         yield server
 
 
@@ -82,9 +81,8 @@ async def migrated_database(postgres: TestPostgres) -> AsyncIterator[str]:
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
     """An empty directory for a relay with an embedded PostgreSQL."""
-    directory = open_directory()
-    yield directory
-    shutil.rmtree(directory)
+    with open_directory() as directory:
+        yield directory
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

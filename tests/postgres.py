@@ -4,8 +4,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -27,8 +27,6 @@ QUICK_SETTINGS = {
     "max_wal_size": "256MB",
 }
 
-# Where a filesystem in memory has this much room, servers live there: each test has a database of its own, and making
-# one there takes a tenth of the time. Of a server, its write-ahead log is the largest part.
 _MEMORY = Path("/dev/shm")  # noqa: S108  mkdtemp makes the names below it
 _ROOM_BYTES = 8 << 30
 
@@ -85,21 +83,32 @@ class TestPostgres:
             await connection.close(timeout=_COMMAND_LIMIT_S)
 
 
-def open_directory() -> Path:
-    """Make a directory that, for root's sake, the server's ordinary user may pass through; pytest's own are closed."""
-    in_memory = os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= _ROOM_BYTES
-    directory = Path(tempfile.mkdtemp(prefix="orbital-test-", dir=_MEMORY if in_memory else None))
-    directory.chmod(0o711)
-    return directory
+def quick_place() -> Path | None:
+    """Where a server makes a database in a tenth of the time: a file system in memory, if one has room; else None."""
+    has_room = os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= _ROOM_BYTES
+    return _MEMORY if has_room else None
+
+
+@contextmanager
+def open_directory(place: Path | None = None) -> Iterator[Path]:
+    """A directory that, for root's sake, the server's ordinary user may pass through; pytest's own are closed.
+
+    It is on the disk, unless `place` names another folder for it, and removed afterwards.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="orbital-test-", dir=place))
+    try:
+        directory.chmod(0o711)
+        yield directory
+    finally:
+        shutil.rmtree(directory)
 
 
 @asynccontextmanager
-async def running_postgres(binaries: Path | None = None) -> AsyncIterator[TestPostgres]:
-    """A server on a temporary directory; of the embedded PostgreSQL unless `binaries` names another."""
-    directory = open_directory()
-    server = EmbeddedPostgres(directory, extra_settings=QUICK_SETTINGS, binaries=binaries)
-    try:
-        yield TestPostgres(await server.start())
-    finally:
-        await server.stop()
-        shutil.rmtree(directory)
+async def running_postgres(binaries: Path | None = None, place: Path | None = None) -> AsyncIterator[TestPostgres]:
+    """A server on a temporary directory (in `place`); of the embedded PostgreSQL unless `binaries` names another."""
+    with open_directory(place) as directory:
+        server = EmbeddedPostgres(directory, extra_settings=QUICK_SETTINGS, binaries=binaries)
+        try:
+            yield TestPostgres(await server.start())
+        finally:
+            await server.stop()

@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -104,14 +103,13 @@ async def house(
     chance: random.Random, *, relays: int = 2, program: Sequence[str] = RELAY, **settings: Any
 ) -> AsyncIterator[House]:
     """A house, and its relays with these settings."""
-    directory = open_directory()
-    server = EmbeddedPostgres(directory, extra_settings=QUICK_SETTINGS)
-    dsn = await server.start()
-    await migrate.upgrade(dsn)
-    found = House(chance, directory, server, dsn, program, settings)
-    try:
-        await found.open(relays)
-        yield found
-    finally:
-        await found.close()
-        shutil.rmtree(directory)
+    with open_directory() as directory:
+        server = EmbeddedPostgres(directory, extra_settings=QUICK_SETTINGS)
+        dsn = await server.start()
+        await migrate.upgrade(dsn)
+        found = House(chance, directory, server, dsn, program, settings)
+        try:
+            await found.open(relays)
+            yield found
+        finally:
+            await found.close()

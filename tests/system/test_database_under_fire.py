@@ -231,17 +231,16 @@ async def test_13_the_disk_is_full() -> None:
 @asynccontextmanager
 async def small_disk() -> AsyncIterator[tuple[str, Path]]:
     """A migrated database on a file system of its own, and the path of a file there that doesn't exist yet."""
-    directory = open_directory()
-    await run("mount", "-t", "tmpfs", "-o", "size=192m,mode=711", "tmpfs", str(directory))
-    server = EmbeddedPostgres(directory, extra_settings={**QUICK_SETTINGS, "max_wal_size": "64MB"})
-    try:
-        dsn = await server.start()
-        await migrate.upgrade(dsn)
-        yield dsn, directory / "ballast"
-    finally:
-        await server.stop()
-        await run("umount", "--lazy", str(directory))
-        directory.rmdir()
+    with open_directory() as directory:
+        await run("mount", "-t", "tmpfs", "-o", "size=192m,mode=711", "tmpfs", str(directory))
+        server = EmbeddedPostgres(directory, extra_settings={**QUICK_SETTINGS, "max_wal_size": "64MB"})
+        try:
+            dsn = await server.start()
+            await migrate.upgrade(dsn)
+            yield dsn, directory / "ballast"
+        finally:
+            await server.stop()
+            await run("umount", "--lazy", str(directory))
 
 
 async def run(*command: str) -> None:

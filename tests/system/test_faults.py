@@ -3,11 +3,11 @@
 import asyncio
 import os
 import resource
-import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -18,7 +18,7 @@ from orbital_protocol.codes import CloseCode, ErrorCode
 from orbital_relay.embedded import EmbeddedPostgres
 from orbital_relay.store import migrate
 from tests.people import found_group
-from tests.postgres import QUICK_SETTINGS, open_directory
+from tests.postgres import QUICK_SETTINGS
 from tests.raw_socket import raw_socket
 from tests.relays import RunningRelay, running_relay
 from tests.stage import Posting, Stage, stage_on
@@ -296,10 +296,9 @@ async def test_a_log_that_nobody_reads_holds_up_nothing(stage: Stage) -> None:
 
 
 @pytest.mark.produces(ErrorCode.UNAVAILABLE)
-async def test_postgres_stopped_at_once_and_started_again(stage: Stage) -> None:
+async def test_postgres_stopped_at_once_and_started_again(stage: Stage, data_dir: Path) -> None:
     """As in a crash: the relay stays up, says when to come back, and recovers by itself; its clients stay connected."""
-    directory = open_directory()
-    server = EmbeddedPostgres(directory, extra_settings=QUICK_SETTINGS)
+    server = EmbeddedPostgres(data_dir, extra_settings=QUICK_SETTINGS)
     try:
         dsn = await server.start()
         await migrate.upgrade(dsn)
@@ -324,7 +323,7 @@ async def test_postgres_stopped_at_once_and_started_again(stage: Stage) -> None:
                     assert all(refused.error.retry_after_ms for refused in posting.refused)
                 assert await readiness(relay) == 503
 
-                server = EmbeddedPostgres(directory, extra_settings=QUICK_SETTINGS)
+                server = EmbeddedPostgres(data_dir, extra_settings=QUICK_SETTINGS)
                 await server.start()
                 async with stage_on(dsn) as recovered:
                     _, last = await until_served(load.postings[0].talk, load.group_id)
@@ -344,7 +343,6 @@ async def test_postgres_stopped_at_once_and_started_again(stage: Stage) -> None:
                     assert await relay.process.wait() == 0
     finally:
         await server.stop()
-        shutil.rmtree(directory)
 
 
 def relay_hex(talk: Talk) -> str:
