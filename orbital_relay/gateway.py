@@ -177,7 +177,7 @@ class Gateway:
         self._sockets.discard(socket)
 
     def _check_request(self, socket: ServerConnection, request: Request) -> Response | None:
-        address = self._address(socket, request)
+        address = _as_socket(socket).address = self._address(socket, request)
         if self._per_address[network_of(address)] >= self._settings.connections_per_address:
             logger.info("connection.rejected", address=address, reason="address")
             return socket.respond(HTTPStatus.TOO_MANY_REQUESTS, "Too many connections from this address.\n")
@@ -185,10 +185,10 @@ class Gateway:
             return socket.respond(HTTPStatus.BAD_REQUEST, "A request names its host, once.\n")
         return None
 
-    def _address(self, socket: ServerConnection, request: Request | None) -> str:
+    def _address(self, socket: ServerConnection, request: Request) -> str:
         """The client's address: the last one in X-Forwarded-For that no trusted proxy added."""
         peer = str(socket.remote_address[0]) if socket.remote_address else ""
-        if request is None or not self._is_trusted(peer):
+        if not self._is_trusted(peer):
             return peer
         forwarded = ",".join(request.headers.get_all("X-Forwarded-For")).split(",")
         for candidate in reversed([part.strip() for part in forwarded if part.strip()]):
@@ -206,23 +206,22 @@ class Gateway:
     # ── serving ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _serve(self, connection: ServerConnection) -> None:
-        if not isinstance(connection, Socket):
-            raise TypeError("the server makes Sockets")
-        address = self._address(connection, connection.request)
-        for message in (connection.request, connection.response):
+        socket = _as_socket(connection)
+        address = socket.address
+        for message in (socket.request, socket.response):
             if message is not None:
                 message.headers.clear()  # kilobytes that nobody asks for again
-        session = Session(connection, address, self._services)
-        if connection.subprotocol != SUBPROTOCOL:
+        session = Session(socket, address, self._services)
+        if socket.subprotocol != SUBPROTOCOL:
             session.push(Error(code=ErrorCode.UNSUPPORTED_PROTOCOL, message=f"This relay speaks {SUBPROTOCOL}."))
             session.outbox.flush()
-            await connection.finish(_CLOSE_TIMEOUT_S, CloseCode.UNSUPPORTED_PROTOCOL)
+            await socket.finish(_CLOSE_TIMEOUT_S, CloseCode.UNSUPPORTED_PROTOCOL)
             return
         network = network_of(address)
         self._per_address[network] += 1
         self._registry.add(session)
         self._heartbeat.add(session)
-        opened_at = connection.loop.time()
+        opened_at = socket.loop.time()
         logger.info("connection.opened", connection=session.connection_id, address=address)
         try:
             await session.run()
@@ -236,8 +235,8 @@ class Gateway:
                 "connection.closed",
                 connection=session.connection_id,
                 address=address,
-                close_code=connection.close_code,
-                duration_ms=round((connection.loop.time() - opened_at) * 1000),
+                close_code=socket.close_code,
+                duration_ms=round((socket.loop.time() - opened_at) * 1000),
             )
 
 
@@ -256,6 +255,12 @@ class _CountedSocket(Socket):
     def connection_lost(self, exc: Exception | None) -> None:
         self._gateway.forget(self)
         super().connection_lost(exc)
+
+
+def _as_socket(connection: ServerConnection) -> Socket:
+    if not isinstance(connection, Socket):
+        raise TypeError("the server makes Sockets")
+    return connection
 
 
 def _parse_address(text: str) -> IPv4Address | IPv6Address | None:

@@ -21,6 +21,7 @@ class Socket(ServerConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.outbox: Outbox | None = None
+        self.address = ""  # the client's, once its request has been read
         self.heard_at = self.loop.time()
         self._cutting: asyncio.TimerHandle | None = None
 
