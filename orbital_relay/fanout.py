@@ -28,6 +28,7 @@ logger = logs.get()
 _BATCH_EVENTS: Final = 512
 _BATCH_BYTES: Final = 256 * 1024
 _SOCKETS_A_TURN: Final = 256
+_CHANNEL_IN_SOCKETS: Final = 8  # what a channel costs beside its sockets: its message, its next batch
 _FETCH_EVENTS: Final = 256
 _FETCHES_AT_ONCE: Final = 2
 _RETRY_S: Final = 0.5
@@ -93,6 +94,7 @@ class Fanout:
         self._channels: dict[bytes, Channel] = {}
         self._ready: deque[Channel] = deque()
         self._wanted: deque[Channel] = deque()
+        self._handed = 0  # in this turn of the loop, in sockets
         self._has_ready = asyncio.Event()
         self._has_wanted = asyncio.Event()
         self.on_progress: Callable[[], None] = lambda: None
@@ -215,8 +217,19 @@ class Fanout:
                 channel.busy = False
                 self._go_on(channel)
                 self.on_progress()
-                await asyncio.sleep(0)
+                if self._turn_is_over(_CHANNEL_IN_SOCKETS):
+                    await asyncio.sleep(0)
             self._has_ready.clear()
+
+    def _turn_is_over(self, sockets: int) -> bool:
+        """Count what was handed out; whether it is enough for one turn of the loop. Channels with few members share a
+        turn: with one each, the last of hundreds would wait for as many turns, each as long as all else there is to do.
+        """
+        self._handed += sockets
+        if self._handed < _SOCKETS_A_TURN:
+            return False
+        self._handed = 0
+        return True
 
     def _go_on(self, channel: Channel) -> None:
         """Decide what the channel needs next: more delivery, the store, its end, or nothing."""
@@ -270,7 +283,7 @@ class Fanout:
                 channel.live.discard(subscription)
                 subscription.fall_back(subscription, None)
             handed += 1
-            if not handed % _SOCKETS_A_TURN:
+            if self._turn_is_over(1):
                 await asyncio.sleep(0)
         self._metrics.events_delivered.inc(handed * len(batch))
         self._metrics.delivery_seconds.observe(time.monotonic() - batch[0].made_at)

@@ -1,5 +1,6 @@
 """Fan-out on a real database: whatever becomes of wake-ups, a subscriber sees seq, seq + 1, seq + 2, …"""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,25 @@ async def test_what_another_relay_posted_between_comes_from_the_store(scene: Sce
     ours = await scene.post(1)
     got = await reader.has(scene.group_id, ours[0].seq)
     assert got[-2:] == theirs + ours
+
+
+# ── turns ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_small_groups_share_a_turn_of_the_loop_and_leave_turns_to_others(scene: Scene) -> None:
+    readers: list[Reader] = []
+    events: list[Event] = []
+    for _ in range(60):
+        group_id = await found_group(scene.sql, scene.ann, scene.bob)
+        readers.append(await scene.path.reader(scene.bob).from_start(group_id))
+        events += await append(scene.sql, [post_of(scene.ann, group_id)])
+    scene.path.fanout.publish(events)
+    turns = 0
+    while readers[-1].wire.pushes[-1] != events[-1] and turns < 1_000:
+        turns += 1
+        await asyncio.sleep(0)
+    assert [reader.wire.pushes[-1] for reader in readers] == events
+    assert 3 <= turns < 10, "some 28 groups of one listener a turn"
 
 
 # ── the ring ────────────────────────────────────────────────────────────────────────────────────────────────────────
