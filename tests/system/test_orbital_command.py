@@ -19,6 +19,7 @@ from orbital_client import Store
 from orbital_client.errors import ExportDamaged
 from orbital_client.export import check
 from orbital_protocol.codes import Kind
+from tests import forks
 from tests.relays import RunningRelay, running_relay
 from tests.system.secrets import PASSPHRASE
 
@@ -34,19 +35,6 @@ CHAINED = {"seq", "hash", "previous_hash", "kind", "group_id", "object_id", "act
 }
 
 
-@dataclass(frozen=True)
-class Ran:
-    """A command that has ended."""
-
-    status: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        """What it printed, as JSON."""
-        return json.loads(self.out)
-
-
 @dataclass
 class Person:
     """Somebody at a terminal, with a store of their own."""
@@ -55,37 +43,33 @@ class Person:
     environment: dict[str, str] = field(default_factory=dict)
 
     async def start(self, *arguments: str) -> asyncio.subprocess.Process:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("ORBITAL_")}
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
             PROGRAM,
             *arguments,
-            env=clean | {"ORBITAL_STORE": str(self.store), "TERM": "dumb", **self.environment},
+            env=self._variables(),
             cwd=self.store.parent,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
 
-    async def run(self, *arguments: str, stdin: str = "") -> Ran:
+    def _variables(self) -> dict[str, str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("ORBITAL_")}
+        return clean | {"ORBITAL_STORE": str(self.store), "TERM": "dumb", **self.environment}
+
+    async def run(self, *arguments: str, stdin: str = "") -> forks.Ended:
         """Run a command to its end."""
-        process = await self.start(*arguments)
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                out, err = await process.communicate(stdin.encode())
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            raise AssertionError(f"{arguments} has not ended") from None
-        assert process.returncode is not None
-        return Ran(process.returncode, out.decode(), err.decode())
+        return await forks.orbital(
+            arguments, environment=self._variables(), folder=self.store.parent, stdin=stdin, limit_s=LIMIT_S
+        )
 
     async def do(self, *arguments: str, stdin: str = "") -> Any:
         """Run a command that works; what it says, as JSON."""
         ran = await self.run("--json", *arguments, stdin=stdin)
         assert (ran.status, ran.err) == (0, ""), ran
-        return ran.json()
+        return json.loads(ran.out)
 
     async def fail(self, *arguments: str, status: int = 1, stdin: str = "") -> str:
         """Run a command that is refused: one line, no traceback."""
