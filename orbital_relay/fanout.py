@@ -217,13 +217,15 @@ class Fanout:
                 channel.busy = False
                 self._go_on(channel)
                 self.on_progress()
-                if self._turn_is_over(_CHANNEL_IN_SOCKETS):
+                if self._uses_up_turn(_CHANNEL_IN_SOCKETS):
                     await asyncio.sleep(0)
             self._has_ready.clear()
 
-    def _turn_is_over(self, sockets: int) -> bool:
-        """Count what was handed out; whether it is enough for one turn of the loop. Channels with few members share a
-        turn: with one each, the last of hundreds would wait for as many turns, each as long as all else there is to do.
+    def _uses_up_turn(self, sockets: int) -> bool:
+        """Count what was handed out; whether that is enough for one turn of the loop.
+
+        Channels with few members share a turn: with one each, the last of hundreds would wait for as many turns, each
+        as long as all else there is to do.
         """
         self._handed += sockets
         if self._handed < _SOCKETS_A_TURN:
@@ -283,7 +285,7 @@ class Fanout:
                 channel.live.discard(subscription)
                 subscription.fall_back(subscription, None)
             handed += 1
-            if self._turn_is_over(1):
+            if self._uses_up_turn(1):
                 await asyncio.sleep(0)
         self._metrics.events_delivered.inc(handed * len(batch))
         self._metrics.delivery_seconds.observe(time.monotonic() - batch[0].made_at)
