@@ -6,33 +6,19 @@ assert ran.status == 0
 
 import asyncio
 import functools
-import json
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from typer.testing import CliRunner
 
 from orbital_relay import cli
+from tests.forks import Ran
 from tests.relays import TOKEN_KEY, media_dir_of
 
 LIMIT_S = 40
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A command that has ended."""
-
-    status: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        """What it printed, as JSON."""
-        return json.loads(self.out)
 
 
 def given_settings(dsn: str | None, data_dir: Path | None = None, **settings: Any) -> dict[str, str]:

@@ -6,6 +6,7 @@ executed.
 """
 
 import asyncio
+import json
 import multiprocessing
 import os
 import sys
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 _STREAMS: Final = (("in", os.O_RDONLY), ("out", os.O_WRONLY | os.O_CREAT), ("err", os.O_WRONLY | os.O_CREAT))
 
@@ -22,18 +23,22 @@ _forks.set_forkserver_preload(["orbital_client.cli.app", "typer._adapters"])  # 
 
 
 @dataclass(frozen=True)
-class Ended:
+class Ran:
     """A command that has ended."""
 
     status: int
     out: str
     err: str
 
+    def json(self) -> Any:
+        """What it printed, as JSON."""
+        return json.loads(self.out)
+
 
 async def orbital(
     arguments: Sequence[str], *, environment: Mapping[str, str], folder: Path, stdin: str, limit_s: float
-) -> Ended:
-    """Run `orbital` to its end in this folder. Raise TimeoutError, the process killed, where that takes too long."""
+) -> Ran:
+    """Run `orbital` to its end in this folder. Raise AssertionError, the process killed, where that takes too long."""
     with tempfile.TemporaryDirectory() as name:
         streams = Path(name)
         (streams / "in").write_text(stdin)
@@ -41,14 +46,13 @@ async def orbital(
         process.start()
         try:
             await asyncio.to_thread(process.join, limit_s)
-            if process.exitcode is None:
-                raise TimeoutError
+            assert process.exitcode is not None, f"{arguments} has not ended"
         finally:
             process.kill()
             process.join()
         status = process.exitcode
         process.close()
-        return Ended(status, (streams / "out").read_text(), (streams / "err").read_text())
+        return Ran(status, (streams / "out").read_text(), (streams / "err").read_text())
 
 
 def _run(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, streams: Path) -> None:

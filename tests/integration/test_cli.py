@@ -30,8 +30,9 @@ from orbital_relay.media.local import LocalStore
 from orbital_relay.store import facts, migrate, posts
 from orbital_relay.store.pool import Connection, PoolSettings, connect
 from orbital_relay.store.posts import Appended, Post
-from tests.commands import LIMIT_S, Ran, given_settings, orbital, orbital_process
+from tests.commands import LIMIT_S, given_settings, orbital, orbital_process
 from tests.files import File, upload
+from tests.forks import Ran
 from tests.people import Person, connected, enroll, found_group, new_id
 from tests.postgres import TestPostgres
 from tests.relays import TOKEN_KEY, RunningRelay, media_dir_of, running_relay

@@ -21,8 +21,9 @@ from orbital_relay.media import choose
 from orbital_relay.media.base import Part, Store, Stored, new_key
 from orbital_relay.media.local import LocalStore
 from orbital_relay.store.pool import Connection
-from tests.commands import Ran, orbital, orbital_process
+from tests.commands import orbital, orbital_process
 from tests.files import File, begin, commit, download, send, upload, usage
+from tests.forks import Ran
 from tests.people import Person, connected, found_group, says
 from tests.relays import relay_here, running_relay
 from tests.stage import Stage, stage_on

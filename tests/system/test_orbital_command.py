@@ -59,7 +59,7 @@ class Person:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("ORBITAL_")}
         return clean | {"ORBITAL_STORE": str(self.store), "TERM": "dumb", **self.environment}
 
-    async def run(self, *arguments: str, stdin: str = "") -> forks.Ended:
+    async def run(self, *arguments: str, stdin: str = "") -> forks.Ran:
         """Run a command to its end."""
         return await forks.orbital(
             arguments, environment=self._variables(), folder=self.store.parent, stdin=stdin, limit_s=LIMIT_S
@@ -69,7 +69,7 @@ class Person:
         """Run a command that works; what it says, as JSON."""
         ran = await self.run("--json", *arguments, stdin=stdin)
         assert (ran.status, ran.err) == (0, ""), ran
-        return json.loads(ran.out)
+        return ran.json()
 
     async def fail(self, *arguments: str, status: int = 1, stdin: str = "") -> str:
         """Run a command that is refused: one line, no traceback."""
