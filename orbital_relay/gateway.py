@@ -11,16 +11,15 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from socket import fromfd
 from typing import Any, Final
 
-from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.protocol import State
+from websockets.server import ServerProtocol
 from websockets.typing import Origin, Subprotocol
 
 from orbital_protocol import SUBPROTOCOL
@@ -36,10 +35,8 @@ from orbital_relay.websocket import Socket
 
 logger = logs.get()
 
-_OPEN_TIMEOUT_S: Final = 10
+_TLS_TIMEOUT_S: Final = 10
 _CLOSE_TIMEOUT_S: Final = 5
-_MESSAGES_AHEAD: Final = 4
-_WRITE_HIGH_BYTES: Final = 64 * 1024
 _GOAWAY_SPREAD_MS: Final = 3_000
 _BACKLOG: Final = 4096  # the kernel's own limit is net.core.somaxconn
 _ACCEPTED_A_TURN: Final = 8
@@ -93,7 +90,11 @@ class Gateway:
         self._flushed = flushed
         self._sockets: set[Socket] = set()
         self._per_address: Counter[str] = Counter()  # by network_of the address
-        self._servers: list[Server] = []
+        self._servers: list[asyncio.Server] = []
+        self._serving: set[asyncio.Task[None]] = set()
+        self._is_draining = False
+        allowed = [Origin(origin) for origin in settings.origins]
+        self._origins = [*allowed, None] if settings.allow_no_origin else allowed
         services.metrics.connections.set_function(lambda: len(self._sockets))
 
     async def start(self) -> int:
@@ -112,34 +113,30 @@ class Gateway:
         return int(listening[0].getsockname()[1])
 
     async def _listen(self, **where: Any) -> None:
-        settings = self._settings
-        allowed = [Origin(origin) for origin in settings.origins]
-        server = await serve(
-            self._serve,
+        context = self._settings.ssl_context
+        server = await asyncio.get_running_loop().create_server(
+            self._make_socket,
             **where,
-            ssl=settings.ssl_context,
-            create_connection=partial(_CountedSocket, self),  # type: ignore[arg-type]  # called, never subclassed
-            process_request=self._check_request,
-            process_response=_name_version,
-            origins=[*allowed, None] if settings.allow_no_origin else allowed,
-            subprotocols=[Subprotocol(SUBPROTOCOL)],
-            select_subprotocol=_select_subprotocol,
-            compression=None,
-            server_header=None,
-            open_timeout=_OPEN_TIMEOUT_S,
-            close_timeout=_CLOSE_TIMEOUT_S,
-            ping_interval=None,
-            max_size=settings.max_unauthenticated_frame_bytes,
-            max_queue=_MESSAGES_AHEAD,
-            write_limit=_WRITE_HIGH_BYTES,
+            ssl=context,
+            ssl_handshake_timeout=_TLS_TIMEOUT_S if context is not None else None,
             backlog=_BACKLOG,
         )
         self._servers.append(server)
 
+    def _make_socket(self) -> Socket:
+        protocol = ServerProtocol(
+            origins=self._origins,
+            subprotocols=[Subprotocol(SUBPROTOCOL)],
+            select_subprotocol=_select_subprotocol,
+            max_size=self._settings.max_unauthenticated_frame_bytes,
+        )
+        return Socket(self, protocol, asyncio.get_running_loop())
+
     async def drain(self, timeout_s: float) -> None:
         """Stop accepting, say goodbye, let what is under way finish, close 4000; cut what is left after the limit."""
+        self._is_draining = True
         for server in self._servers:
-            server.close(close_connections=False)
+            server.close()
         for socket in tuple(self._sockets):
             if socket.protocol.state is State.CONNECTING:
                 socket.transport.abort()  # strangers who haven't said what they want hold up nothing
@@ -159,6 +156,8 @@ class Gateway:
             socket.transport.abort()
         for server in self._servers:
             await server.wait_closed()
+        if self._serving:
+            await asyncio.wait(tuple(self._serving))
 
     # ── admission ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -176,18 +175,28 @@ class Gateway:
         """Count a TCP connection out."""
         self._sockets.discard(socket)
 
-    def _check_request(self, socket: ServerConnection, request: Request) -> Response | None:
-        address = _as_socket(socket).address = self._address(socket, request)
+    def answer(self, socket: Socket, request: Request) -> Response:
+        """Answer a handshake; whoever asks for another version of the protocol is told which one is spoken here."""
+        response = self._refusal(socket, request) or socket.protocol.accept(request)
+        if response.status_code == HTTPStatus.BAD_REQUEST:
+            response.headers["Sec-WebSocket-Version"] = "13"
+        return response
+
+    def _refusal(self, socket: Socket, request: Request) -> Response | None:
+        if self._is_draining:
+            return socket.protocol.reject(HTTPStatus.SERVICE_UNAVAILABLE, "The relay is shutting down.\n")
+        address = socket.address = self._address(socket, request)
         if self._per_address[network_of(address)] >= self._settings.connections_per_address:
             logger.info("connection.rejected", address=address, reason="address")
-            return socket.respond(HTTPStatus.TOO_MANY_REQUESTS, "Too many connections from this address.\n")
+            return socket.protocol.reject(HTTPStatus.TOO_MANY_REQUESTS, "Too many connections from this address.\n")
         if len(request.headers.get_all("Host")) != 1:
-            return socket.respond(HTTPStatus.BAD_REQUEST, "A request names its host, once.\n")
+            return socket.protocol.reject(HTTPStatus.BAD_REQUEST, "A request names its host, once.\n")
         return None
 
-    def _address(self, socket: ServerConnection, request: Request) -> str:
+    def _address(self, socket: Socket, request: Request) -> str:
         """The client's address: the last one in X-Forwarded-For that no trusted proxy added."""
-        peer = str(socket.remote_address[0]) if socket.remote_address else ""
+        name = socket.transport.get_extra_info("peername")
+        peer = str(name[0]) if name else ""
         if not self._is_trusted(peer):
             return peer
         forwarded = ",".join(request.headers.get_all("X-Forwarded-For")).split(",")
@@ -205,14 +214,21 @@ class Gateway:
 
     # ── serving ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _serve(self, connection: ServerConnection) -> None:
-        socket = _as_socket(connection)
+    def opened(self, socket: Socket) -> None:
+        """Serve a connection whose handshake is done."""
+        task = socket.loop.create_task(self._serve(socket), name="connection")
+        self._serving.add(task)
+        task.add_done_callback(self._served)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._serving.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("session.failed", exc_info=error)
+
+    async def _serve(self, socket: Socket) -> None:
         address = socket.address
-        for message in (socket.request, socket.response):
-            if message is not None:
-                message.headers.clear()  # kilobytes that nobody asks for again
         session = Session(socket, address, self._services)
-        if socket.subprotocol != SUBPROTOCOL:
+        if socket.protocol.subprotocol != SUBPROTOCOL:
             session.push(Error(code=ErrorCode.UNSUPPORTED_PROTOCOL, message=f"This relay speaks {SUBPROTOCOL}."))
             session.outbox.flush()
             await socket.finish(_CLOSE_TIMEOUT_S, CloseCode.UNSUPPORTED_PROTOCOL)
@@ -240,29 +256,6 @@ class Gateway:
             )
 
 
-class _CountedSocket(Socket):
-    """A socket that the gateway counts from its first moment."""
-
-    def __init__(self, gateway: Gateway, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._gateway = gateway
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        if not self._gateway.admit(self):
-            self.transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._gateway.forget(self)
-        super().connection_lost(exc)
-
-
-def _as_socket(connection: ServerConnection) -> Socket:
-    if not isinstance(connection, Socket):
-        raise TypeError("the server makes Sockets")
-    return connection
-
-
 def _parse_address(text: str) -> IPv4Address | IPv6Address | None:
     try:
         return ip_address(text)
@@ -270,12 +263,6 @@ def _parse_address(text: str) -> IPv4Address | IPv6Address | None:
         return None
 
 
-def _name_version(_connection: ServerConnection, _request: Request, response: Response) -> None:
-    """Tell whoever is refused which version of the WebSocket protocol is spoken here: it may be what was wrong."""
-    if response.status_code == HTTPStatus.BAD_REQUEST:
-        response.headers["Sec-WebSocket-Version"] = "13"
-
-
-def _select_subprotocol(_connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+def _select_subprotocol(_protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     """Accept whoever asks for another protocol, so that the close code can say what is wrong."""
     return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from websockets.exceptions import ConnectionClosed
-
 from orbital_protocol import PROTOCOL_VERSION, codec
 from orbital_protocol.codes import CloseCode, ErrorCode
 from orbital_protocol.frames import (
@@ -178,10 +176,9 @@ class Session:
         self._hello()
         self._deadline = self._socket.loop.call_later(self._services.auth_timeout_ms / 1000, self._auth_deadline)
         try:
-            while True:
-                await self._read(await self._socket.recv())
-        except ConnectionClosed:
-            pass
+            while messages := await self._socket.take():
+                for message in messages:
+                    await self._read(message)
         except Exception as error:
             self._defect(error)
         finally:

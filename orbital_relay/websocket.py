@@ -1,102 +1,271 @@
-"""The WebSocket of one connection, as the `websockets` library keeps it, with four things added: when it was last
-heard from, an outbox that learns of back-pressure, no reading from whoever doesn't read, and a close that does not wait
-for a reader who isn't there."""
+"""The WebSocket of one connection: the `websockets` library keeps the protocol, a transport of the loop does the I/O.
+
+The library's own connection makes tasks, futures and queues for what a server of many never asks of it; here are its
+protocol without I/O (handshake, frames, closing), and what the relay needs around that: whole messages a batch at a
+time, when the other side was last heard from, an outbox that learns of back-pressure, no reading from whoever doesn't
+read, and a close that does not wait for a reader who isn't there (docs/adr/0023-a-connection-of-our-own.md).
+"""
 
 import asyncio
-from typing import Any, Final
+import contextlib
+from typing import Final, Protocol, cast
 
-from websockets.asyncio.server import ServerConnection
-from websockets.protocol import State
+from websockets.frames import CloseCode as WebSocketCode
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import Event, State
+from websockets.server import ServerProtocol
 
 from orbital_protocol.codes import CloseCode
 from orbital_relay.outbox import Outbox
 
 _PING: Final = b"\x89\x00"
+_OPEN_TIMEOUT_S: Final = 10
 _LINGER_S: Final = 2
+_WRITE_HIGH_BYTES: Final = 64 * 1024
+_AHEAD_BYTES: Final = 64 * 1024  # of messages that nobody has taken yet
+_FRAGMENTS: Final = 4096  # of a message: empty ones count towards no limit of bytes
+
+Message = bytes | str
 
 
-class Socket(ServerConnection):
-    """A server connection that the relay writes to through an outbox."""
+class Host(Protocol):
+    """Who lets sockets in, and serves them."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.outbox: Outbox | None = None
+    def admit(self, socket: "Socket") -> bool:
+        """Whether there is room for a TCP connection."""
+
+    def answer(self, socket: "Socket", request: Request) -> Response:
+        """What a handshake is answered with."""
+
+    def opened(self, socket: "Socket") -> None:
+        """The handshake is done: somebody must take the messages."""
+
+    def forget(self, socket: "Socket") -> None:
+        """The TCP connection is gone."""
+
+
+class Socket(asyncio.Protocol):
+    """A server's connection, which is written to through an outbox."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, host: Host, protocol: ServerProtocol, loop: asyncio.AbstractEventLoop) -> None:
+        self.protocol = protocol
+        self.loop = loop
         self.address = ""  # the client's, once its request has been read
-        self.heard_at = self.loop.time()
-        self._cutting: asyncio.TimerHandle | None = None
+        self.heard_at = loop.time()
+        self._host = host
+        self._outbox: Outbox | None = None
+        self._messages: list[Message] = []
+        self._ahead_bytes = 0  # what came since somebody last took messages
+        self._is_ahead = False
+        self._is_full = False  # the transport's buffer
+        self._is_lost = False
+        self._cut: tuple[Opcode, list[bytes]] | None = None  # a message of which more fragments must come
+        self._taker: asyncio.Future[None] | None = None
+        self._closed: asyncio.Future[None] | None = None  # made when somebody waits
+        self._deadline: asyncio.TimerHandle | None = None  # of the handshake, and later of the other side's end
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The TCP connection is there."""
-        super().connection_made(transport)
-        self.recv_messages.resume = self._resume_reading
+    # ── what a session sees ─────────────────────────────────────────────────────────────────────────────────────────
 
     def attach(self, outbox: Outbox) -> None:
         """Write through this outbox from now on."""
-        self.outbox = outbox
+        self._outbox = outbox
         self._look_at_state()
 
-    def data_received(self, data: bytes) -> None:
-        """Any received byte is a sign of life."""
-        self.heard_at = self.loop.time()
-        super().data_received(data)
-        self._look_at_state()
+    async def take(self) -> list[Message]:
+        """Everything that has come, as whole messages, at least one; none once the connection is gone.
 
-    def eof_received(self) -> None:
-        """The other side says no more."""
-        super().eof_received()
-        self._look_at_state()
-
-    def _look_at_state(self) -> None:
-        """Once the other side has closed, nothing can be written; one who stays on the line is cut after a while."""
-        if self.outbox is not None and self._cutting is None and self.protocol.state is not State.OPEN:
-            self.outbox.shut()
-            self._cutting = self.loop.call_later(_LINGER_S, self.transport.abort)
-
-    def pause_writing(self) -> None:
-        """The transport's buffer is full. Pongs go past the outbox: take in nothing that would call for more."""
-        super().pause_writing()
-        if not self.transport.is_closing():
-            self.transport.pause_reading()
-        if self.outbox is not None:
-            self.outbox.pause()
-
-    def resume_writing(self) -> None:
-        """The transport's buffer has room again."""
-        super().resume_writing()
-        self._resume_reading()
-        if self.outbox is not None:
-            self.outbox.resume()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody must wait for room any more."""
-        super().connection_lost(exc)
-        if self._cutting is not None:
-            self._cutting.cancel()
-        if self.outbox is not None:
-            self.outbox.shut()
+        For one caller at a time. While nobody takes what came, no more than some 64 KiB are read beyond it.
+        """
+        while not self._messages:
+            if self._is_lost:
+                return []
+            self._taker = self.loop.create_future()
+            await self._taker
+        messages, self._messages = self._messages, []
+        self._ahead_bytes = 0
+        if self._is_ahead:
+            self._is_ahead = False
+            self._resume_reading()
+        return messages
 
     @property
     def is_reading(self) -> bool:
         """Whether a sign of life could be noticed: not while the relay itself has paused reading."""
-        return not self.recv_messages.paused and not self.paused
-
-    def _resume_reading(self) -> None:
-        if self.is_reading and not self.transport.is_closing():
-            self.transport.resume_reading()
+        return not self._is_ahead and not self._is_full
 
     def send_ping(self) -> None:
         """Send an empty ping; its pong counts like any other byte."""
         if self.protocol.state is State.OPEN:
             self.transport.write(_PING)
 
+    @property
+    def close_code(self) -> int | None:
+        """What the connection was closed with, once it is (RFC 6455, 7.1.5)."""
+        return self.protocol.close_code
+
     async def finish(self, timeout_s: float, code: CloseCode) -> None:
         """Close with this code if nobody has yet, wait for the other side, at most so long, then cut the connection.
 
         The time also covers a reader who leaves no room for the close frame.
         """
+        if self.protocol.state is State.OPEN:
+            self.protocol.send_close(code, code.name.lower())
+            self._send(self.protocol.data_to_send())
         try:
             async with asyncio.timeout(timeout_s):
-                await self.close(code, code.name.lower())
+                await self.wait_closed()
         except TimeoutError:
             self.transport.abort()
             await self.wait_closed()
+
+    async def wait_closed(self) -> None:
+        """Wait until the TCP connection is gone."""
+        if self._is_lost:
+            return
+        if self._closed is None:
+            self._closed = self.loop.create_future()
+        await asyncio.shield(self._closed)
+
+    # ── what the transport says ─────────────────────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The TCP connection is there."""
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's has its methods, but is none of its subclasses
+        if not self._host.admit(self):
+            self.transport.abort()
+            return
+        self.transport.set_write_buffer_limits(_WRITE_HIGH_BYTES)
+        self._deadline = self.loop.call_later(_OPEN_TIMEOUT_S, self.transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Any received byte is a sign of life."""
+        self.heard_at = self.loop.time()
+        self.protocol.receive_data(data)
+        for event in self.protocol.events_received():
+            self._take_event(event)
+        self._send(self.protocol.data_to_send())
+        if self._messages:
+            self._ahead_bytes += len(data)
+            if self._ahead_bytes > _AHEAD_BYTES and not self._is_ahead:
+                self._is_ahead = True
+                self._pause_reading()
+            self._wake_taker()
+        self._look_at_state()
+
+    def eof_received(self) -> None:
+        """The other side says no more; the transport closes."""
+        self.protocol.receive_eof()
+        self._send(self.protocol.data_to_send())
+        self._look_at_state()
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is full. Pongs go past the outbox: take in nothing that would call for more."""
+        self._is_full = True
+        self._pause_reading()
+        if self._outbox is not None:
+            self._outbox.pause()
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has room again."""
+        self._is_full = False
+        self._resume_reading()
+        if self._outbox is not None:
+            self._outbox.resume()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody must wait any more: for a message, for room, for the end."""
+        del exc
+        self.protocol.receive_eof()
+        self._is_lost = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._wake_taker()
+        if self._closed is not None:
+            self._closed.set_result(None)
+        if self._outbox is not None:
+            self._outbox.shut()
+        self._host.forget(self)
+
+    # ── events of the protocol ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _take_event(self, event: Event) -> None:
+        if isinstance(event, Request):
+            self._shake_hands(event)
+        elif isinstance(event, Frame):
+            self._take_frame(event)
+
+    def _shake_hands(self, request: Request) -> None:
+        """Answer the handshake. Frames may have come with it: what they call for goes out after the answer."""
+        later = self.protocol.data_to_send()
+        if not self.protocol.eof_sent:
+            self.protocol.send_response(self._host.answer(self, request))
+            self._send(self.protocol.data_to_send())
+        self._send(later)
+        if self.protocol.state is State.OPEN:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+            self._host.opened(self)
+
+    def _take_frame(self, frame: Frame) -> None:
+        """Put fragments together; the protocol sees to their order, and to the size of the whole."""
+        data = bytes(frame.data)
+        if frame.opcode is Opcode.BINARY or frame.opcode is Opcode.TEXT:
+            if frame.fin:
+                self._take_message(frame.opcode, data)
+            else:
+                self._cut = (frame.opcode, [data])
+        elif frame.opcode is Opcode.CONT and self._cut is not None:
+            opcode, pieces = self._cut
+            pieces.append(data)
+            if frame.fin:
+                self._cut = None
+                self._take_message(opcode, b"".join(pieces))
+            elif len(pieces) >= _FRAGMENTS:
+                self._cut = None
+                self.protocol.fail(WebSocketCode.MESSAGE_TOO_BIG, "too many fragments")
+
+    def _take_message(self, opcode: Opcode, data: bytes) -> None:
+        if opcode is Opcode.BINARY:
+            self._messages.append(data)
+            return
+        try:
+            self._messages.append(data.decode())
+        except UnicodeDecodeError as error:
+            self.protocol.fail(WebSocketCode.INVALID_DATA, f"{error.reason} at position {error.start}")
+
+    # ── the rest ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _send(self, pieces: list[bytes]) -> None:
+        """Write what the protocol has to say; an empty piece means that it says no more."""
+        for data in pieces:
+            if data:
+                self.transport.write(data)
+            elif self.transport.can_write_eof():
+                with contextlib.suppress(OSError, RuntimeError):  # the other side may have cut the connection already
+                    self.transport.write_eof()
+            else:
+                self.transport.close()
+
+    def _look_at_state(self) -> None:
+        """Once the other side has closed, nothing can be written; one who stays on the line is cut after a while."""
+        if self._deadline is None and not self._is_lost and self.protocol.state not in (State.CONNECTING, State.OPEN):
+            self._deadline = self.loop.call_later(_LINGER_S, self.transport.abort)
+            if self._outbox is not None:
+                self._outbox.shut()
+
+    def _wake_taker(self) -> None:
+        taker, self._taker = self._taker, None
+        if taker is not None and not taker.done():
+            taker.set_result(None)
+
+    def _pause_reading(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self.is_reading and not self.transport.is_closing():
+            self.transport.resume_reading()
