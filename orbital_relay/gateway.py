@@ -22,7 +22,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Origin, Subprotocol
 
-from orbital_protocol import SUBPROTOCOL
+from orbital_protocol import SUBPROTOCOL, codec
 from orbital_protocol.codes import CloseCode, ErrorCode
 from orbital_protocol.frames import Error, GoAway
 from orbital_relay import logs
@@ -36,7 +36,6 @@ from orbital_relay.websocket import Socket
 logger = logs.get()
 
 _TLS_TIMEOUT_S: Final = 10
-_CLOSE_TIMEOUT_S: Final = 5
 _GOAWAY_SPREAD_MS: Final = 3_000
 _BACKLOG: Final = 4096  # the kernel's own limit is net.core.somaxconn
 _ACCEPTED_A_TURN: Final = 8
@@ -88,10 +87,10 @@ class Gateway:
         self._registry: Registry = services.registry
         self._heartbeat = heartbeat
         self._flushed = flushed
-        self._sockets: set[Socket] = set()
+        self._sockets: dict[Socket, Session | None] = {}  # with a session once the handshake is done
         self._per_address: Counter[str] = Counter()  # by network_of the address
         self._servers: list[asyncio.Server] = []
-        self._serving: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()  # of sessions that are over
         self._is_draining = False
         allowed = [Origin(origin) for origin in settings.origins]
         self._origins = [*allowed, None] if settings.allow_no_origin else allowed
@@ -156,8 +155,8 @@ class Gateway:
             socket.transport.abort()
         for server in self._servers:
             await server.wait_closed()
-        if self._serving:
-            await asyncio.wait(tuple(self._serving))
+        if self._ending:
+            await asyncio.wait(tuple(self._ending))
 
     # ── admission ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -168,12 +167,8 @@ class Gateway:
         if len(self._sockets) >= settings.connections_max or unauthenticated >= settings.unauthenticated_max:
             logger.info("connection.rejected", reason="full")
             return False
-        self._sockets.add(socket)
+        self._sockets[socket] = None
         return True
-
-    def forget(self, socket: Socket) -> None:
-        """Count a TCP connection out."""
-        self._sockets.discard(socket)
 
     def answer(self, socket: Socket, request: Request) -> Response:
         """Answer a handshake; whoever asks for another version of the protocol is told which one is spoken here."""
@@ -209,6 +204,8 @@ class Gateway:
         return peer
 
     def _is_trusted(self, text: str) -> bool:
+        if not self._settings.trusted_proxies:
+            return False
         address = _parse_address(text)
         return address is not None and any(address in network for network in self._settings.trusted_proxies)
 
@@ -216,44 +213,38 @@ class Gateway:
 
     def opened(self, socket: Socket) -> None:
         """Serve a connection whose handshake is done."""
-        task = socket.loop.create_task(self._serve(socket), name="connection")
-        self._serving.add(task)
-        task.add_done_callback(self._served)
-
-    def _served(self, task: asyncio.Task[None]) -> None:
-        self._serving.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("session.failed", exc_info=error)
-
-    async def _serve(self, socket: Socket) -> None:
-        address = socket.address
-        session = Session(socket, address, self._services)
         if socket.protocol.subprotocol != SUBPROTOCOL:
-            session.push(Error(code=ErrorCode.UNSUPPORTED_PROTOCOL, message=f"This relay speaks {SUBPROTOCOL}."))
-            session.outbox.flush()
-            await socket.finish(_CLOSE_TIMEOUT_S, CloseCode.UNSUPPORTED_PROTOCOL)
+            error = Error(code=ErrorCode.UNSUPPORTED_PROTOCOL, message=f"This relay speaks {SUBPROTOCOL}.")
+            socket.turn_away(codec.encode(error), CloseCode.UNSUPPORTED_PROTOCOL)
             return
-        network = network_of(address)
-        self._per_address[network] += 1
+        session = self._sockets[socket] = Session(socket, self._services)
+        self._per_address[network_of(socket.address)] += 1
         self._registry.add(session)
         self._heartbeat.add(session)
-        opened_at = socket.loop.time()
-        logger.info("connection.opened", connection=session.connection_id, address=address)
-        try:
-            await session.run()
-        finally:
-            self._heartbeat.remove(session)
-            self._registry.remove(session)
-            self._per_address[network] -= 1
-            if not self._per_address[network]:
-                del self._per_address[network]
-            logger.info(
-                "connection.closed",
-                connection=session.connection_id,
-                address=address,
-                close_code=socket.close_code,
-                duration_ms=round((socket.loop.time() - opened_at) * 1000),
-            )
+        logger.info("connection.opened", connection=session.connection_id, address=socket.address)
+        session.begin()
+
+    def forget(self, socket: Socket) -> None:
+        """Count a TCP connection out, and end what served it."""
+        session = self._sockets.pop(socket, None)
+        if session is None:
+            return
+        for task in session.end():
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+        self._heartbeat.remove(session)
+        self._registry.remove(session)
+        network = network_of(socket.address)
+        self._per_address[network] -= 1
+        if not self._per_address[network]:
+            del self._per_address[network]
+        logger.info(
+            "connection.closed",
+            connection=session.connection_id,
+            address=socket.address,
+            close_code=socket.close_code,
+            duration_ms=round((socket.loop.time() - socket.opened_at) * 1000),
+        )
 
 
 def _parse_address(text: str) -> IPv4Address | IPv6Address | None:

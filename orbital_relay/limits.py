@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final
 
@@ -21,6 +22,7 @@ Seconds = Callable[[], float]
 
 _ADDRESS_FACTOR: Final = 10  # many people may share an address, and one of them must not slow the others soon
 _IPV6_SITE_BITS: Final = 64
+_NETWORKS_KEPT: Final = 4096
 _MS: Final = 1000
 _US: Final = 1_000_000
 
@@ -72,6 +74,7 @@ class KeyedBuckets:
         return bucket.take(n)
 
 
+@lru_cache(maxsize=_NETWORKS_KEPT)
 def network_of(address: str) -> str:
     """What limits per address count: an IPv4 address, or the /64 that one IPv6 customer has to itself."""
     try:

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import asyncpg
 
-from orbital_protocol.codec import MAX_DEPTH
+from orbital_protocol import PROTOCOL_VERSION, codec
 from orbital_protocol.codes import CloseCode
-from orbital_protocol.frames import Limits
+from orbital_protocol.frames import Hello, Limits
 from orbital_protocol.statements import MAX_STATEMENT_BYTES
 from orbital_relay import __version__, logs, token_keys
 from orbital_relay.announcer import Announcer
@@ -53,7 +53,7 @@ _JANITOR_S: Final = 60
 
 def limits_of(settings: Settings) -> Limits:
     """What `hello` says, and what is enforced."""
-    return Limits(max_depth=MAX_DEPTH, max_statement_bytes=MAX_STATEMENT_BYTES, **settings.limits.model_dump())
+    return Limits(max_depth=codec.MAX_DEPTH, max_statement_bytes=MAX_STATEMENT_BYTES, **settings.limits.model_dump())
 
 
 def now_us() -> int:
@@ -321,8 +321,17 @@ class Relay:
 
     def _services(self, replays: Replays, writer: Writer, handlers: Handlers) -> Services:
         settings = self._settings
-        return Services(
+        hello = Hello(
+            protocol=PROTOCOL_VERSION,
+            server=f"orbital-relay/{__version__}",
             relay_id=self._relay_id,
+            limits=self._limits,
+            auth_timeout_ms=settings.auth_timeout_ms,
+            heartbeat_ms=settings.heartbeat_ms,
+            registration=settings.registration,
+        )
+        return Services(
+            hello=codec.encode(hello),
             routes=routes(handlers),
             writer=writer,
             replays=replays,
@@ -331,9 +340,7 @@ class Relay:
             limits=self._limits,
             flusher=Flusher(asyncio.get_running_loop()),
             now=now_us,
-            registration=settings.registration,
             auth_timeout_ms=settings.auth_timeout_ms,
-            heartbeat_ms=settings.heartbeat_ms,
             outbox_bytes=settings.outbox_bytes,
         )
 

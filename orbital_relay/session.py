@@ -7,19 +7,18 @@ request gets exactly one answer. The session must not know what the requests mea
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from orbital_protocol import PROTOCOL_VERSION, codec
+from orbital_protocol import codec
 from orbital_protocol.codes import CloseCode, ErrorCode
 from orbital_protocol.frames import (
     Authenticate,
     Error,
     ErrorDetails,
     Frame,
-    Hello,
     Limits,
     Login,
     Ok,
@@ -30,7 +29,7 @@ from orbital_protocol.frames import (
     Request,
     type_of,
 )
-from orbital_relay import __version__, logs
+from orbital_relay import logs
 from orbital_relay.caller import Caller, Clock
 from orbital_relay.dispatch import Bulk, Route, concerns
 from orbital_relay.errors import BY_CODE, Forbidden, Internal, RateLimited, RequestError, Unauthenticated
@@ -57,7 +56,7 @@ _CLOSE_TIMEOUT_S: Final = 5
 class Services:
     """What every session of a relay shares."""
 
-    relay_id: bytes
+    hello: bytes
     routes: Mapping[type[Request], Route]
     writer: Writer
     replays: Replays
@@ -66,25 +65,26 @@ class Services:
     limits: Limits
     flusher: Flusher
     now: Clock
-    registration: str
     auth_timeout_ms: int
-    heartbeat_ms: int
     outbox_bytes: int
 
 
 class Session:
     """One connection, from `hello` to its close."""
 
-    def __init__(self, socket: Socket, address: str, services: Services) -> None:
+    def __init__(self, socket: Socket, services: Services) -> None:
         self.connection_id = os.urandom(16)
-        self.address = address
+        self.address = socket.address
         self.caller: Caller | None = None
         self._socket = socket
         self._services = services
         self._outbox = Outbox(socket.transport, services.flusher, services.outbox_bytes)
         self._ordering = Ordering()
         self._open: set[int] = set()
-        self._room: asyncio.Future[None] | None = None
+        self._frames: Iterator[memoryview] = iter(())  # of the message at hand, those that have not been taken
+        self._is_waiting = False  # to read on: for room
+        self._is_due = False  # to read on: for the next turn of the loop
+        self._awaits_reader = False  # in a task, so that the end of many requests makes no more than one
         self._silence: asyncio.Future[None] | None = None
         # Held while an answer is made that may fill the outbox by itself; most connections never need the second.
         self._bulk: dict[Bulk, asyncio.Lock] = {}
@@ -100,7 +100,7 @@ class Session:
         self._rate = TokenBucket(rate, 2 * rate, socket.loop.time) if rate else None
         self._patience = TokenBucket(_REFUSALS_A_SECOND, _REFUSALS, socket.loop.time)
         self.subscriptions = Subscriptions(services.replays, self._outbox, self._spawn)
-        socket.attach(self._outbox)
+        socket.attach(self._outbox, self.read)
 
     # ── what handlers, the registry and the heartbeat see ───────────────────────────────────────────────────────────
 
@@ -169,64 +169,66 @@ class Session:
         """The WebSocket."""
         return self._socket
 
-    # ── the read loop ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def run(self) -> None:
-        """Serve the connection until it closes."""
-        self._hello()
+    def begin(self) -> None:
+        """Greet the client. From now on the connection has so long to authenticate."""
+        self._outbox.put_frame(self._services.hello)
         self._deadline = self._socket.loop.call_later(self._services.auth_timeout_ms / 1000, self._auth_deadline)
-        try:
-            while messages := await self._socket.take():
-                for message in messages:
-                    await self._read(message)
-        except Exception as error:
-            self._defect(error)
-        finally:
-            if self._deadline is not None:
-                self._deadline.cancel()
-            await self._end()
-
-    def _hello(self) -> None:
-        services = self._services
-        self.push(
-            Hello(
-                protocol=PROTOCOL_VERSION,
-                server=f"orbital-relay/{__version__}",
-                relay_id=services.relay_id,
-                limits=services.limits,
-                auth_timeout_ms=services.auth_timeout_ms,
-                heartbeat_ms=services.heartbeat_ms,
-                registration=services.registration,
-            )
-        )
 
     def _auth_deadline(self) -> None:
         self.close_now(CloseCode.AUTH_TIMEOUT)
 
-    async def _read(self, message: str | bytes) -> None:
-        """Take the frames of a message. While the connection closes, it only waits for the other side to close too."""
-        if isinstance(message, str):
-            self.close_now(CloseCode.PROTOCOL_ERROR)
-            return
-        try:
-            for number, raw in enumerate(codec.split(message) if message else (memoryview(b""),), 1):
-                if self._is_deaf:
-                    return
-                await self._take(raw)
-                if not number % _FRAMES_A_TURN:
-                    await asyncio.sleep(0)
-        except codec.Undecodable:
-            self._log_rejected("undecodable")
-            self.close_now(CloseCode.PROTOCOL_ERROR)
+    def read(self) -> None:
+        """Take what has come, unless this waits for room, or for its turn."""
+        if not self._is_waiting and not self._is_due:
+            self._read()
 
-    async def _take(self, raw: memoryview) -> None:
-        """Take one frame, or none (of an empty message, which costs as much). Wait where there is no room for it."""
+    def _read(self) -> None:
+        """Take frames until there are no more, there is no room for another, or it is the turn of others."""
+        self._is_due = False
+        try:
+            for _ in range(_FRAMES_A_TURN):
+                if not self._has_room and not self._is_deaf:
+                    self._wait_for_room()
+                    return
+                raw = self._next_frame()
+                if raw is None:
+                    return
+                if not self._is_deaf:
+                    self._take(raw)
+        except Exception as error:
+            self._defect(error)
+        self._read_soon()
+
+    def _read_soon(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._socket.loop.call_soon(self._read)
+
+    def _next_frame(self) -> memoryview | None:
+        """The next frame of the message at hand, or of the next one; an empty one of a message that is empty."""
+        while True:
+            try:
+                for raw in self._frames:
+                    return raw
+            except codec.Undecodable:
+                self._log_rejected("undecodable")
+                self.close_now(CloseCode.PROTOCOL_ERROR)
+            message = self._socket.next_message()
+            if message is None:
+                return None
+            if isinstance(message, str):
+                self.close_now(CloseCode.PROTOCOL_ERROR)
+            else:
+                self._frames = codec.split(message) if message else iter((memoryview(b""),))
+
+    def _take(self, raw: memoryview) -> None:
+        """Take one frame, or none (of an empty message, which costs as much)."""
         if self._rate is not None and (wait_ms := self._rate.take()):
             self._refuse_rate(raw, wait_ms)
             return
-        if not self._has_room:
-            await self._wait_for_room()
-        if self._is_deaf or not raw:
+        if not raw:
             return
         try:
             request = codec.decode_request(raw)
@@ -255,13 +257,17 @@ class Session:
         is_free = len(self._open) < self._services.limits.max_in_flight and self._barrier not in self._open
         return is_free and self._outbox.is_low
 
-    async def _wait_for_room(self) -> None:
-        while not self._is_deaf and not self._has_room:
-            if self._outbox.is_low:
-                self._room = self._socket.loop.create_future()
-                await self._room
-            else:
-                await self._outbox.wait_low()
+    def _wait_for_room(self) -> None:
+        """Read on once there is room: the end of a request tells, or the reader."""
+        self._is_waiting = True
+        if not self._outbox.is_low and not self._awaits_reader:
+            self._awaits_reader = True
+            self._spawn(self._wait_for_reader(), name="room")
+
+    async def _wait_for_reader(self) -> None:
+        await self._outbox.wait_low()
+        self._awaits_reader = False
+        self._make_room()
 
     def _begin(self, request: Request) -> None:
         """Put a request in order, if this connection may make it at all."""
@@ -391,10 +397,10 @@ class Session:
             self._end_wait()
 
     def _make_room(self) -> None:
-        """Let the read loop look again."""
-        room, self._room = self._room, None
-        if room is not None and not room.done():
-            room.set_result(None)
+        """Let reading look again, if it waits for room."""
+        if self._is_waiting:
+            self._is_waiting = False
+            self._read_soon()
 
     def _end_wait(self) -> None:
         """Wake who waits for all answers."""
@@ -417,21 +423,21 @@ class Session:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._defect(error)
+        if self._is_over:
+            self.subscriptions.end_all()  # also of what this one was about to begin
 
     def _defect(self, error: BaseException) -> None:
         """Close a connection whose own loops have failed: log what, and tell the client no more than that."""
         logger.error("session.failed", connection=self.connection_id, address=self.address, exc_info=error)
         self.close_now(CloseCode.INTERNAL)
 
-    async def _end(self) -> None:
-        """Leave nothing behind: subscriptions, tasks, the place in the registry, the socket."""
-        self.subscriptions.end_all()
-        self._services.registry.remove(self)
-        await self._socket.finish(_CLOSE_TIMEOUT_S, self._close_code or CloseCode.INTERNAL)
+    def end(self) -> Sequence[asyncio.Task[None]]:
+        """The connection is gone: leave nothing behind. The tasks that are returned have been cancelled."""
+        if self._deadline is not None:
+            self._deadline.cancel()
         self._is_over = True
-        self._end_wait()
-        for task in tuple(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks))
         self.subscriptions.end_all()
+        self._end_wait()
+        for task in self._tasks:
+            task.cancel()
+        return tuple(self._tasks)

@@ -1,13 +1,14 @@
 """The WebSocket of one connection: the `websockets` library keeps the protocol, a transport of the loop does the I/O.
 
 The library's own connection makes tasks, futures and queues for what a server of many never asks of it; here are its
-protocol without I/O (handshake, frames, closing), and what the relay needs around that: whole messages a batch at a
-time, when the other side was last heard from, an outbox that learns of back-pressure, no reading from whoever doesn't
-read, and a close that does not wait for a reader who isn't there (docs/adr/0023-a-connection-of-our-own.md).
+protocol without I/O (handshake, frames, closing), and what the relay needs around that: whole messages for whoever
+takes them, when the other side was last heard from, an outbox that learns of back-pressure, no reading from whoever
+doesn't read, and a close that does not wait for a reader who isn't there (docs/adr/0023-a-connection-of-our-own.md).
 """
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from websockets.frames import CloseCode as WebSocketCode
@@ -39,7 +40,7 @@ class Host(Protocol):
         """What a handshake is answered with."""
 
     def opened(self, socket: "Socket") -> None:
-        """The handshake is done: somebody must take the messages."""
+        """The handshake is done: `attach` whoever takes the messages."""
 
     def forget(self, socket: "Socket") -> None:
         """The TCP connection is gone."""
@@ -54,42 +55,39 @@ class Socket(asyncio.Protocol):
         self.protocol = protocol
         self.loop = loop
         self.address = ""  # the client's, once its request has been read
-        self.heard_at = loop.time()
+        self.heard_at = self.opened_at = loop.time()
         self._host = host
         self._outbox: Outbox | None = None
-        self._messages: list[Message] = []
-        self._ahead_bytes = 0  # what came since somebody last took messages
+        self._received: Callable[[], None] | None = None
+        self._ready: list[Message] = []  # the next one last
+        self._messages: list[Message] = []  # what came after those
+        self._ahead_bytes = 0  # of those
         self._is_ahead = False
         self._is_full = False  # the transport's buffer
         self._is_lost = False
         self._cut: tuple[Opcode, list[bytes]] | None = None  # a message of which more fragments must come
-        self._taker: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] | None = None  # made when somebody waits
         self._deadline: asyncio.TimerHandle | None = None  # of the handshake, and later of the other side's end
 
     # ── what a session sees ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def attach(self, outbox: Outbox) -> None:
-        """Write through this outbox from now on."""
+    def attach(self, outbox: Outbox, received: Callable[[], None]) -> None:
+        """Write through this outbox from now on, and call `received` when messages have come."""
         self._outbox = outbox
-        self._look_at_state()
+        self._received = received
 
-    async def take(self) -> list[Message]:
-        """Everything that has come, as whole messages, at least one; none once the connection is gone.
-
-        For one caller at a time. While nobody takes what came, no more than some 64 KiB are read beyond it.
-        """
-        while not self._messages:
-            if self._is_lost:
-                return []
-            self._taker = self.loop.create_future()
-            await self._taker
-        messages, self._messages = self._messages, []
-        self._ahead_bytes = 0
-        if self._is_ahead:
-            self._is_ahead = False
-            self._resume_reading()
-        return messages
+    def next_message(self) -> Message | None:
+        """The next message, if one has come. While nobody takes what came, no more than some 64 KiB are read ahead."""
+        if not self._ready:
+            if not self._messages:
+                return None
+            self._ready, self._messages = self._messages, []
+            self._ready.reverse()
+            self._ahead_bytes = 0
+            if self._is_ahead:
+                self._is_ahead = False
+                self._resume_reading()
+        return self._ready.pop()
 
     @property
     def is_reading(self) -> bool:
@@ -105,6 +103,12 @@ class Socket(asyncio.Protocol):
     def close_code(self) -> int | None:
         """What the connection was closed with, once it is (RFC 6455, 7.1.5)."""
         return self.protocol.close_code
+
+    def turn_away(self, payload: bytes, code: CloseCode) -> None:
+        """Send one message, close, and wait for nobody."""
+        self.protocol.send_binary(payload)
+        self.protocol.send_close(code, code.name.lower())
+        self._send(self.protocol.data_to_send())
 
     async def finish(self, timeout_s: float, code: CloseCode) -> None:
         """Close with this code if nobody has yet, wait for the other side, at most so long, then cut the connection.
@@ -152,7 +156,8 @@ class Socket(asyncio.Protocol):
             if self._ahead_bytes > _AHEAD_BYTES and not self._is_ahead:
                 self._is_ahead = True
                 self._pause_reading()
-            self._wake_taker()
+            if self._received is not None:
+                self._received()
         self._look_at_state()
 
     def eof_received(self) -> None:
@@ -176,17 +181,17 @@ class Socket(asyncio.Protocol):
             self._outbox.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody must wait any more: for a message, for room, for the end."""
+        """Nobody must wait any more: for room, for the end."""
         del exc
         self.protocol.receive_eof()
         self._is_lost = True
         if self._deadline is not None:
             self._deadline.cancel()
-        self._wake_taker()
         if self._closed is not None:
             self._closed.set_result(None)
         if self._outbox is not None:
             self._outbox.shut()
+        self._received = None
         self._host.forget(self)
 
     # ── events of the protocol ──────────────────────────────────────────────────────────────────────────────────────
@@ -208,6 +213,7 @@ class Socket(asyncio.Protocol):
             if self._deadline is not None:
                 self._deadline.cancel()
                 self._deadline = None
+            self.opened_at = self.heard_at
             self._host.opened(self)
 
     def _take_frame(self, frame: Frame) -> None:
@@ -256,11 +262,6 @@ class Socket(asyncio.Protocol):
             self._deadline = self.loop.call_later(_LINGER_S, self.transport.abort)
             if self._outbox is not None:
                 self._outbox.shut()
-
-    def _wake_taker(self) -> None:
-        taker, self._taker = self._taker, None
-        if taker is not None and not taker.done():
-            taker.set_result(None)
 
     def _pause_reading(self) -> None:
         if not self.transport.is_closing():
