@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from hashlib import sha256
 from os import urandom
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 import bcrypt
 import jwt
+import msgspec
 
 from orbital_protocol.frames import ErrorDetails
 from orbital_relay.config import TokenKey
@@ -118,7 +119,22 @@ _ALGORITHM: Final = "HS256"
 _TYPE: Final = "at+jwt"
 _ISSUER: Final = "orbital"
 _AUDIENCE: Final = "orbital-relay"
-_CLAIMS: Final = ("iss", "aud", "exp", "iat", "typ", "sub", "sid", "tep")
+
+
+class _Claims(msgspec.Struct, frozen=True):
+    """What an access token has to say, in this form and no other; `iat` and `exp` are seconds."""
+
+    iss: Literal["orbital"]
+    aud: Literal["orbital-relay"]
+    typ: Literal["access"]
+    iat: int
+    exp: int
+    sub: uuid.UUID
+    sid: uuid.UUID
+    tep: int
+
+
+_read_claims: Final = msgspec.json.Decoder(_Claims).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +152,9 @@ class AccessTokens:
 
     def __init__(self, keys: Sequence[TokenKey]) -> None:
         self._signing = keys[0]
-        self._keys = {key.kid: _prepared(key) for key in keys}
-        # As relays write them. Reading one takes as long as everything else that is done with a token.
-        self._by_header = {_header_part(key): self._keys[key.kid] for key in keys}
+        self._keys = {key.kid: key.secret for key in keys}
+        self._by_header = {_header_part(key): key.secret for key in keys}  # as relays write them
+        self._jws = jwt.PyJWS([_ALGORITHM])
 
     def sign(self, access: Access, now: int) -> str:
         """The token. `expires_at` must be a whole second."""
@@ -160,26 +176,30 @@ class AccessTokens:
         The key is one of ours, chosen by `kid` alone: what a header says of keys elsewhere is not looked at.
         """
         try:
-            claims = jwt.decode(
-                token,
-                self._key_for(token),
-                algorithms=[_ALGORITHM],
-                audience=_AUDIENCE,
-                issuer=_ISSUER,
-                # `exp` is held against the relay's clock below.
-                options={"require": list(_CLAIMS), "verify_exp": False, "verify_iat": False, "verify_nbf": False},
-            )
-            access = _access_of(claims)
-        except (jwt.InvalidTokenError, ValueError, TypeError) as error:
+            claims = _read_claims(self._payload_of(token))
+        except (jwt.InvalidTokenError, ValueError) as error:  # msgspec's are among the latter
             raise Unauthenticated("The access token is not valid here.") from error
+        access = Access(claims.sub.bytes, claims.sid.bytes, claims.tep, claims.exp * _S)
         if access.expires_at <= now:
             raise TokenExpired
         return access
 
-    def _key_for(self, token: str) -> jwt.PyJWK:
-        known = self._by_header.get(token.partition(".")[0])
-        if known is not None:
-            return known
+    def _payload_of(self, token: str) -> bytes:
+        """What the token's signature is good for. One with a header that we write, byte for byte, is in no need of a
+        parser, which takes ten times as long as its hash; a thousand clients may come back at once.
+        """
+        signed, _, signature = token.rpartition(".")
+        header, _, payload = signed.partition(".")
+        secret = self._by_header.get(header)
+        if secret is None:
+            payload_bytes: bytes = self._jws.decode(token, self._secret_for(token), algorithms=[_ALGORITHM])
+            return payload_bytes
+        digest = urlsafe_b64encode(hmac.digest(secret, signed.encode(), "sha256")).rstrip(b"=")
+        if not hmac.compare_digest(digest, signature.encode()):
+            raise jwt.InvalidSignatureError("not signed by us")
+        return urlsafe_b64decode(payload + "==")
+
+    def _secret_for(self, token: str) -> bytes:
         header = jwt.get_unverified_header(token)
         kid = header.get("kid")
         if header.get("typ") != _TYPE or "crit" in header or not isinstance(kid, str) or kid not in self._keys:
@@ -194,24 +214,6 @@ def _sign(claims: dict[str, Any], key: TokenKey) -> str:
 def _header_part(key: TokenKey) -> str:
     """What stands before the first dot of every token that is signed with this key."""
     return _sign({}, key).partition(".")[0]
-
-
-def _prepared(key: TokenKey) -> jwt.PyJWK:
-    """The key as the library wants it, made once: for a bare secret it looks each time whether it is some other key."""
-    encoded = urlsafe_b64encode(key.secret).rstrip(b"=").decode("ascii")
-    return jwt.PyJWK({"kty": "oct", "k": encoded, "alg": _ALGORITHM})
-
-
-def _access_of(claims: dict[str, Any]) -> Access:
-    """Raise ValueError or TypeError for claims of another shape."""
-    if claims["typ"] != "access":
-        raise ValueError("not an access token")
-    return Access(
-        user_id=uuid.UUID(str(claims["sub"])).bytes,
-        session_id=uuid.UUID(str(claims["sid"])).bytes,
-        token_epoch=int(claims["tep"]),
-        expires_at=int(claims["exp"]) * _S,
-    )
 
 
 # ── refresh tokens and bot tokens ───────────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, cast
@@ -260,14 +261,16 @@ class _AllowList:
         given.update(self._relay)
         if given["event"] not in EVENTS:
             given["event"] = _UNLISTED
-        kept = {
-            key: value
-            for key in sorted(_ORDER.keys() & given.keys(), key=_ORDER.__getitem__)
-            if (value := _harmless(given[key])) is not _WITHHELD
-        }
+        kept = {key: value for key in _declared(tuple(given)) if (value := _harmless(given[key])) is not _WITHHELD}
         if dropped := len(given) - len(kept):
             kept["dropped"] = dropped
         return kept
+
+
+@lru_cache(maxsize=256)
+def _declared(keys: tuple[str, ...]) -> Sequence[str]:
+    """Those keys that are declared, in the order of FIELDS. Each place that logs has the same keys every time."""
+    return sorted(_ORDER.keys() & keys, key=_ORDER.__getitem__)
 
 
 _WITHHELD: Final = object()
@@ -276,13 +279,13 @@ _WITHHELD: Final = object()
 def _harmless(value: object) -> object:
     """What may be printed for a value; _WITHHELD where that is nothing."""
     match value:
-        case None | bool() | int() | float():
-            return value
         case str():
             return _printable(value)
         case bytes() if len(value) == _ID_BYTES:
             text = value.hex()
             return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        case None | bool() | int() | float():
+            return value
         case list() | tuple():
             items = [_harmless(item) for item in value[:_ITEMS_MAX]]
             return _WITHHELD if _WITHHELD in items else items

@@ -59,6 +59,7 @@ class Socket(asyncio.Protocol):
         self._host = host
         self._outbox: Outbox | None = None
         self._received: Callable[[], None] | None = None
+        self._greeting = b""  # the answer to the handshake, which leaves with what is said first
         self._ready: list[Message] = []  # the next one last
         self._messages: list[Message] = []  # what came after those
         self._ahead_bytes = 0  # of those
@@ -75,6 +76,8 @@ class Socket(asyncio.Protocol):
         """Write through this outbox from now on, and call `received` when messages have come."""
         self._outbox = outbox
         self._received = received
+        outbox.put_message(self._greeting)
+        self._greeting = b""
 
     def next_message(self) -> Message | None:
         """The next message, if one has come. While nobody takes what came, no more than some 64 KiB are read ahead."""
@@ -108,7 +111,7 @@ class Socket(asyncio.Protocol):
         """Send one message, close, and wait for nobody."""
         self.protocol.send_binary(payload)
         self.protocol.send_close(code, code.name.lower())
-        self._send(self.protocol.data_to_send())
+        self._send([self._greeting, *self.protocol.data_to_send()])
 
     async def finish(self, timeout_s: float, code: CloseCode) -> None:
         """Close with this code if nobody has yet, wait for the other side, at most so long, then cut the connection.
@@ -150,7 +153,10 @@ class Socket(asyncio.Protocol):
         self.protocol.receive_data(data)
         for event in self.protocol.events_received():
             self._take_event(event)
-        self._send(self.protocol.data_to_send())
+        if pieces := self.protocol.data_to_send():
+            if self._outbox is not None:
+                self._outbox.flush()  # so that the answer to the handshake comes first
+            self._send(pieces)
         if self._messages:
             self._ahead_bytes += len(data)
             if self._ahead_bytes > _AHEAD_BYTES and not self._is_ahead:
@@ -207,14 +213,16 @@ class Socket(asyncio.Protocol):
         later = self.protocol.data_to_send()
         if not self.protocol.eof_sent:
             self.protocol.send_response(self._host.answer(self, request))
-            self._send(self.protocol.data_to_send())
-        self._send(later)
-        if self.protocol.state is State.OPEN:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
-            self.opened_at = self.heard_at
-            self._host.opened(self)
+        pieces = [*self.protocol.data_to_send(), *later]
+        if self.protocol.state is not State.OPEN:
+            self._send(pieces)
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self.opened_at = self.heard_at
+        self._greeting = b"".join(pieces)
+        self._host.opened(self)
 
     def _take_frame(self, frame: Frame) -> None:
         """Put fragments together; the protocol sees to their order, and to the size of the whole."""
