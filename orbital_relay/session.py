@@ -342,7 +342,7 @@ class Session:
         except Exception as error:
             self._fail_by_defect(request, error)
         finally:
-            callbacks = self._after_answer.pop(asyncio.current_task(), ())
+            callbacks = self._after_answer.pop(asyncio.current_task(), ()) if self._after_answer else ()
             if request.id not in self._open:
                 for callback in callbacks:
                     callback()
