@@ -1,11 +1,7 @@
 """Fan-out: one group, a thousand members online, against a loop in C that send()s each message to each socket."""
 
 import asyncio
-import os
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,7 +10,7 @@ from typing import Any, Final
 from bench import wire
 from bench.figures import Plan, Result, percentile, say, spread
 from bench.people import Population, populate
-from bench.stage import BenchError, Generator, Postgres, run, running_postgres, running_relay
+from bench.stage import BenchError, Generator, Postgres, compiled, running_postgres, running_relay
 
 BAR: Final = 2.0
 DELIVERY_P99_MS: Final = 250.0
@@ -51,7 +47,7 @@ async def measure(plan: Plan) -> Result:
     )
     runs: list[Run] = []
     sends: list[float] = []
-    async with running_postgres("fanout") as postgres, _raw_send() as program:
+    async with running_postgres("fanout") as postgres, compiled(_SOURCE) as program:
         population = await populate(postgres.dsn, users=_MEMBERS, groups=1)
         for number in range(1, plan.runs + 1):
             await postgres.execute("CHECKPOINT")
@@ -125,20 +121,6 @@ def _delivery_p99_ms(sent_ns: Mapping[int, int], read: Mapping[str, Any]) -> flo
 
 
 # ── the yardstick ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@asynccontextmanager
-async def _raw_send() -> AsyncIterator[Path | None]:
-    """The compiled loop; None where there is no C compiler."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        say("  no C compiler (cc): no yardstick, no ratio")
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="orbital-bench-") as directory:
-        program = Path(directory, "raw_send")
-        await run([compiler, "-O2", "-o", str(program), str(_SOURCE)], _GRACE_S)
-        yield program
 
 
 async def _sends_a_second(program: Path, seconds: float) -> float:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from bench.figures import say
 from bench.wire import ADDRESS
 from orbital_relay.config import TokenKey
 from orbital_relay.embedded import DATABASE, PORT, USER, EmbeddedPostgres, Layout, wheel_binaries
@@ -23,6 +25,7 @@ from orbital_relay.store import migrate
 
 _START_LIMIT_S: Final = 30
 _STOP_LIMIT_S: Final = 30
+_COMPILE_LIMIT_S: Final = 90
 _LINE_LIMIT_BYTES: Final = 1 << 28
 _LAST_WORDS: Final = 20
 _UNREMARKABLE: Final = ("debug", "info")
@@ -246,6 +249,20 @@ class Generator:
             raise BenchError("the load generator gave up")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+@asynccontextmanager
+async def compiled(source: Path) -> AsyncIterator[Path | None]:
+    """A program in C, compiled; None where there is no C compiler."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        say("  no C compiler (cc): no yardstick in C")
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="orbital-bench-") as directory:
+        program = Path(directory, source.stem)
+        await run([compiler, "-O2", "-o", str(program), str(source)], _COMPILE_LIMIT_S)
+        yield program
 
 
 async def run(command: Sequence[str], limit_s: float, cwd: Path | None = None) -> str:

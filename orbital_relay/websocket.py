@@ -213,6 +213,7 @@ class Socket(asyncio.Protocol):
         later = self.protocol.data_to_send()
         if not self.protocol.eof_sent:
             self.protocol.send_response(self._host.answer(self, request))
+            request.headers.clear()  # the parser keeps the request for as long as the connection lives
         pieces = [*self.protocol.data_to_send(), *later]
         if self.protocol.state is not State.OPEN:
             self._send(pieces)

@@ -357,13 +357,34 @@ async def test_pongs_to_who_reads_none_are_bounded(relay: RunningRelay) -> None:
     before_kib = relay.resident_kib()
     async with raw_socket(relay.port) as raw:
         raw.writer.write(frame(bytes(125), PING) * 500_000)
-        left = [0]
-        async with asyncio.timeout(SETTINGS["slow_consumer_ms"] / 1000):  # after that it is cut in any case
-            while len(left) < 10 or len(set(left[-10:])) > 1:
-                left.append(raw.writer.transport.get_write_buffer_size())
-                await asyncio.sleep(0.02)
-        assert left[-1] > 1_000_000, "the relay took it all"
+        assert await untaken(raw) > 1_000_000, "the relay took it all"
         assert relay.resident_kib() - before_kib < FLAT_KIB
+
+
+async def test_what_waits_behind_open_requests_is_not_read(
+    relay: RunningRelay, stage: Stage, ann: Person, group_id: bytes
+) -> None:
+    """24 MB of posts to a group that somebody has locked: few are open, and the rest is the client's to keep."""
+    token = await stage.token(ann)
+    async with talking(relay.url, token) as talk:
+        thread_id, _ = await post_thread(talk, group_id)
+        posts = [frame(codec.encode(reply(talk, group_id, thread_id, bytes(60_000)))) for _ in range(400)]
+    before_kib = relay.resident_kib()
+    async with raw_socket(relay.port, token) as raw, connected(stage.dsn) as other, other.transaction():
+        await other.execute("SELECT FROM group_heads WHERE group_id = $1 FOR UPDATE", group_id)
+        raw.writer.write(b"".join(posts))
+        assert await untaken(raw) > 10_000_000, "the relay took it all"
+        assert relay.resident_kib() - before_kib < FLAT_KIB
+
+
+async def untaken(raw: RawSocket) -> int:
+    """How many bytes are still here once the relay takes no more."""
+    left = [0]
+    async with asyncio.timeout(SETTINGS["slow_consumer_ms"] / 1000):  # after that it is cut in any case
+        while len(left) < 10 or len(set(left[-10:])) > 1:
+            left.append(raw.writer.transport.get_write_buffer_size())
+            await asyncio.sleep(0.02)
+    return left[-1]
 
 
 async def test_beyond_max_in_flight_the_relay_stops_reading_and_all_are_answered(
