@@ -211,7 +211,7 @@ class Socket(asyncio.Protocol):
     def _shake_hands(self, request: Request) -> None:
         """Answer the handshake. Frames may have come with it: what they call for goes out after the answer."""
         later = self.protocol.data_to_send()
-        if not self.protocol.eof_sent:
+        if not self.protocol.close_expected():
             self.protocol.send_response(self._host.answer(self, request))
             request.headers.clear()  # the parser keeps the request for as long as the connection lives
         pieces = [*self.protocol.data_to_send(), *later]
