@@ -8,8 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ _STOP_LIMIT_S: Final = 30
 _COMPILE_LIMIT_S: Final = 90
 _LINE_LIMIT_BYTES: Final = 1 << 28
 _LAST_WORDS: Final = 20
+_LOOK_EVERY_S: Final = 0.02
 _UNREMARKABLE: Final = ("debug", "info")
 
 # Of the relay's settings only rate limits are raised: every client comes from one address, as fast as it can.
@@ -147,60 +147,59 @@ async def running_relay(postgres: Postgres, token_key: TokenKey, **settings: obj
     }
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ORBITAL_")}
     environment |= {f"ORBITAL_{key.upper()}": str(value) for key, value in given.items()}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "orbital_relay", "serve"),
-        env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    log = _Log(process)
-    try:
-        yield RelayProcess(await log.port(), process.pid)
-        if process.returncode is not None:
-            raise BenchError("the relay ended by itself")
-    except BenchError as error:
-        raise BenchError(f"{error}; the relay's last words:\n{log.last_words}") from error
-    finally:
-        await _end(process)
-        await log.close()
+    with _Log.kept() as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "orbital_relay", "serve"),
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=log.descriptor,
+        )
+        try:
+            yield RelayProcess(await log.port(process), process.pid)
+            if process.returncode is not None:
+                raise BenchError("the relay ended by itself")
+        except BenchError as error:
+            raise BenchError(f"{error}; the relay's last words:\n{log.last_words()}") from error
+        finally:
+            await _end(process)
 
 
+@dataclass(frozen=True, slots=True)
 class _Log:
-    """Reads what a relay logs, so that it never waits for us, and keeps the last of what is worse than information."""
+    """What a relay logs, in memory: whoever reads a pipe is one more who needs the processor meanwhile."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self._lines: deque[str] = deque(maxlen=_LAST_WORDS)
-        self._port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._reader = asyncio.create_task(self._read(), name="relay log")
+    descriptor: int
 
-    @property
+    @classmethod
+    @contextlib.contextmanager
+    def kept(cls) -> Iterator["_Log"]:
+        """One for as long as the block lasts."""
+        descriptor = os.memfd_create("relay log")
+        try:
+            yield cls(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _lines(self) -> list[str]:
+        size = os.fstat(self.descriptor).st_size
+        return os.pread(self.descriptor, size, 0).decode(errors="replace").splitlines()
+
     def last_words(self) -> str:
-        return "".join(self._lines)
+        """The last of what is worse than information."""
+        bad = [line for line in self._lines() if not any(f'"level":"{level}"' in line for level in _UNREMARKABLE)]
+        return "\n".join(bad[-_LAST_WORDS:])
 
-    async def port(self) -> int:
+    async def port(self, process: asyncio.subprocess.Process) -> int:
         """Wait until the relay listens."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_START_LIMIT_S):
-                waiting: set[asyncio.Future[Any]] = {self._port, self._reader}
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not self._port.done():
-            raise BenchError("the relay did not start")
-        return self._port.result()
-
-    async def close(self) -> None:
-        """Read to the end; the process has ended."""
-        await self._reader
-
-    async def _read(self) -> None:
-        if self._process.stderr is None:
-            raise BenchError("the relay was started without a pipe for its log")
-        while line := (await self._process.stderr.readline()).decode(errors="replace"):
-            if not any(f'"level":"{level}"' in line for level in _UNREMARKABLE):
-                self._lines.append(line)
-            if not self._port.done() and '"relay.listening"' in line:
-                self._port.set_result(int(json.loads(line)["port"]))
+                while process.returncode is None:
+                    for line in self._lines():
+                        if '"relay.listening"' in line:
+                            return int(json.loads(line)["port"])
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        raise BenchError("the relay did not start")
 
 
 # ── load generators and yardsticks ──────────────────────────────────────────────────────────────────────────────────
