@@ -13,9 +13,9 @@ from contextlib import ExitStack
 import pytest
 import pytest_asyncio
 
-from orbital_protocol import SUBPROTOCOL, frames
+from orbital_protocol import SUBPROTOCOL, codec, frames
 from tests.bystander import Bystander, bystander_on
-from tests.raw_socket import handshake, raw_socket
+from tests.raw_socket import BINARY, CLOSE, PING, PONG, RawSocket, frame, handshake, raw_socket
 from tests.relays import RunningRelay, running_relay
 from tests.stage import Stage
 
@@ -74,6 +74,35 @@ async def answer_to(relay: RunningRelay, data: bytes) -> tuple[int | None, dict[
         return None, {}
     finally:
         writer.transport.abort()
+
+
+# ── what comes with it ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("pieces", [1, 2], ids=["in one piece", "right after it"])
+async def test_what_comes_with_the_handshake_is_answered_after_it(relay: RunningRelay, pieces: int) -> None:
+    """Clients need not wait for the answer before they ask for more; even of a ping the pong comes later."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+    try:
+        more = frame(b"early", PING) + frame(codec.encode(frames.Ping(id=1)))
+        for data in [request() + more] if pieces == 1 else [request(), more]:
+            writer.write(data)
+            await writer.drain()
+        async with asyncio.timeout(LIMIT_S):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            raw = RawSocket(reader, writer)
+            messages = [await raw.receive() for _ in range(3)]
+        assert messages.count((PONG, b"early")) == 1
+        hello, answer = (payload for opcode, payload in messages if opcode == BINARY)
+        assert isinstance(codec.decode_push(hello), frames.Hello)
+        assert codec.decode_answer(answer, frames.PingOk).id == 1
+    finally:
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("data", [frame(b"", CLOSE), b"\xf2\x80" + bytes(4)], ids=["a close", "reserved bits"])
+async def test_who_ends_it_with_the_handshake_is_let_go(relay: RunningRelay, data: bytes) -> None:
+    assert await answer_to(relay, request() + data) == (None, {})
 
 
 # ── whom it lets in ─────────────────────────────────────────────────────────────────────────────────────────────────
