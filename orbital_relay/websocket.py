@@ -11,13 +11,12 @@ import contextlib
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
-from websockets.frames import CloseCode as WebSocketCode
-from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
-from websockets.protocol import Event, State
+from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from orbital_protocol.codes import CloseCode
+from orbital_relay.incoming import Incoming, Message
 from orbital_relay.outbox import Outbox
 
 _PING: Final = b"\x89\x00"
@@ -25,9 +24,6 @@ _OPEN_TIMEOUT_S: Final = 10
 _LINGER_S: Final = 2
 _WRITE_HIGH_BYTES: Final = 64 * 1024
 _AHEAD_BYTES: Final = 64 * 1024  # of messages that nobody has taken yet
-_FRAGMENTS: Final = 4096  # of a message: empty ones count towards no limit of bytes
-
-Message = bytes | str
 
 
 class Host(Protocol):
@@ -57,6 +53,7 @@ class Socket(asyncio.Protocol):
         self.address = ""  # the client's, once its request has been read
         self.heard_at = self.opened_at = loop.time()
         self._host = host
+        self._incoming = Incoming(protocol)
         self._outbox: Outbox | None = None
         self._received: Callable[[], None] | None = None
         self._greeting = b""  # the answer to the handshake, which leaves with what is said first
@@ -66,7 +63,6 @@ class Socket(asyncio.Protocol):
         self._is_ahead = False
         self._is_full = False  # the transport's buffer
         self._is_lost = False
-        self._cut: tuple[Opcode, list[bytes]] | None = None  # a message of which more fragments must come
         self._closed: asyncio.Future[None] | None = None  # made when somebody waits
         self._deadline: asyncio.TimerHandle | None = None  # of the handshake, and later of the other side's end
 
@@ -150,9 +146,11 @@ class Socket(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Any received byte is a sign of life."""
         self.heard_at = self.loop.time()
-        self.protocol.receive_data(data)
-        for event in self.protocol.events_received():
-            self._take_event(event)
+        for come in self._incoming.feed(data):
+            if isinstance(come, Request):
+                self._shake_hands(come)
+            else:
+                self._messages.append(come)
         if pieces := self.protocol.data_to_send():
             if self._outbox is not None:
                 self._outbox.flush()  # so that the answer to the handshake comes first
@@ -200,21 +198,12 @@ class Socket(asyncio.Protocol):
         self._received = None
         self._host.forget(self)
 
-    # ── events of the protocol ──────────────────────────────────────────────────────────────────────────────────────
-
-    def _take_event(self, event: Event) -> None:
-        if isinstance(event, Request):
-            self._shake_hands(event)
-        elif isinstance(event, Frame):
-            self._take_frame(event)
+    # ── the handshake ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _shake_hands(self, request: Request) -> None:
-        """Answer the handshake. Frames may have come with it: what they call for goes out after the answer."""
-        later = self.protocol.data_to_send()
-        if not self.protocol.close_expected():
-            self.protocol.send_response(self._host.answer(self, request))
-            request.headers.clear()  # the parser keeps the request for as long as the connection lives
-        pieces = [*self.protocol.data_to_send(), *later]
+        self.protocol.send_response(self._host.answer(self, request))
+        request.headers.clear()  # the parser keeps the request for as long as the connection lives
+        pieces = self.protocol.data_to_send()
         if self.protocol.state is not State.OPEN:
             self._send(pieces)
             return
@@ -224,33 +213,6 @@ class Socket(asyncio.Protocol):
         self.opened_at = self.heard_at
         self._greeting = b"".join(pieces)
         self._host.opened(self)
-
-    def _take_frame(self, frame: Frame) -> None:
-        """Put fragments together; the protocol sees to their order, and to the size of the whole."""
-        data = bytes(frame.data)
-        if frame.opcode is Opcode.BINARY or frame.opcode is Opcode.TEXT:
-            if frame.fin:
-                self._take_message(frame.opcode, data)
-            else:
-                self._cut = (frame.opcode, [data])
-        elif frame.opcode is Opcode.CONT and self._cut is not None:
-            opcode, pieces = self._cut
-            pieces.append(data)
-            if frame.fin:
-                self._cut = None
-                self._take_message(opcode, b"".join(pieces))
-            elif len(pieces) >= _FRAGMENTS:
-                self._cut = None
-                self.protocol.fail(WebSocketCode.MESSAGE_TOO_BIG, "too many fragments")
-
-    def _take_message(self, opcode: Opcode, data: bytes) -> None:
-        if opcode is Opcode.BINARY:
-            self._messages.append(data)
-            return
-        try:
-            self._messages.append(data.decode())
-        except UnicodeDecodeError as error:
-            self.protocol.fail(WebSocketCode.INVALID_DATA, f"{error.reason} at position {error.start}")
 
     # ── the rest ────────────────────────────────────────────────────────────────────────────────────────────────────
 
