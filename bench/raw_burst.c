@@ -3,32 +3,12 @@
  * raw_burst CONNECTIONS BYTES SECONDS
  * Sends a message of so many bytes to each socket, waits until all have been read, and begins again, for so long. Prints
  * how many nanoseconds each time took, from before the first send() to after the last recv(). */
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
-static long long nanoseconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (long long)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-static void must(int fine, const char *what)
-{
-    if (!fine) {
-        perror(what);
-        exit(1);
-    }
-}
+#include "raw.h"
 
 /* Connect, then tell the other process through `done` whenever every socket has had its message. */
 static void read_all(struct sockaddr_in *address, int connections, size_t bytes, int done)
@@ -54,7 +34,7 @@ static void read_all(struct sockaddr_in *address, int connections, size_t bytes,
             received += (size_t)size;
         }
         if (received == (size_t)connections * bytes) {
-            long long at = nanoseconds();
+            long long at = nanoseconds(CLOCK_MONOTONIC);
             must(write(done, &at, sizeof at) == sizeof at, "write");
             received = 0;
         }
@@ -64,7 +44,7 @@ static void read_all(struct sockaddr_in *address, int connections, size_t bytes,
 int main(int count, char **arguments)
 {
     must(count == 4, "usage: raw_burst CONNECTIONS BYTES SECONDS");
-    int connections = atoi(arguments[1]), done[2], on = 1;
+    int connections = atoi(arguments[1]), done[2];
     size_t bytes = (size_t)atol(arguments[2]);
     long long limit = (long long)(atof(arguments[3]) * 1e9);
     int *sockets = calloc((size_t)connections, sizeof *sockets);
@@ -72,12 +52,8 @@ int main(int count, char **arguments)
     must(connections > 0 && bytes > 0 && sockets != NULL && message != NULL, "arguments");
     memset(message, 'x', bytes);
 
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-    struct sockaddr_in address = {.sin_family = AF_INET};
-    socklen_t size = sizeof address;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    must(listener >= 0 && bind(listener, (struct sockaddr *)&address, sizeof address) == 0, "bind");
-    must(listen(listener, 4096) == 0 && getsockname(listener, (struct sockaddr *)&address, &size) == 0, "listen");
+    struct sockaddr_in address;
+    int listener = listen_on_loopback(&address);
     must(pipe(done) == 0, "pipe");
     pid_t reader = fork();
     must(reader >= 0, "fork");
@@ -86,13 +62,9 @@ int main(int count, char **arguments)
         read_all(&address, connections, bytes, done[1]);
     }
     close(done[1]);
-    for (int i = 0; i < connections; i++) {
-        sockets[i] = accept(listener, NULL, NULL);
-        must(sockets[i] >= 0, "accept");
-        must(setsockopt(sockets[i], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) == 0, "setsockopt");
-    }
+    accept_all(listener, sockets, connections);
 
-    for (long long start = nanoseconds(), began; (began = nanoseconds()) - start < limit;) {
+    for (long long start = nanoseconds(CLOCK_MONOTONIC), began; (began = nanoseconds(CLOCK_MONOTONIC)) - start < limit;) {
         long long at;
         for (int i = 0; i < connections; i++)
             must(send(sockets[i], message, bytes, 0) == (ssize_t)bytes, "send");
