@@ -117,8 +117,6 @@ def _matches(password: bytes, expected: bytes) -> bool:
 
 _ALGORITHM: Final = "HS256"
 _TYPE: Final = "at+jwt"
-_ISSUER: Final = "orbital"
-_AUDIENCE: Final = "orbital-relay"
 
 
 class _Claims(msgspec.Struct, frozen=True):
@@ -158,17 +156,17 @@ class AccessTokens:
 
     def sign(self, access: Access, now: int) -> str:
         """The token. `expires_at` must be a whole second."""
-        claims = {
-            "iss": _ISSUER,
-            "aud": _AUDIENCE,
-            "iat": now // _S,
-            "exp": access.expires_at // _S,
-            "typ": "access",
-            "sub": str(uuid.UUID(bytes=access.user_id)),
-            "sid": str(uuid.UUID(bytes=access.session_id)),
-            "tep": access.token_epoch,
-        }
-        return _sign(claims, self._signing)
+        claims = _Claims(
+            iss="orbital",
+            aud="orbital-relay",
+            typ="access",
+            iat=now // _S,
+            exp=access.expires_at // _S,
+            sub=uuid.UUID(bytes=access.user_id),
+            sid=uuid.UUID(bytes=access.session_id),
+            tep=access.token_epoch,
+        )
+        return _sign(msgspec.to_builtins(claims), self._signing)
 
     def verify(self, token: str, now: int) -> Access:
         """What a token says; raise TokenExpired for one that was good, Unauthenticated for anything else.
@@ -192,8 +190,7 @@ class AccessTokens:
         header, _, payload = signed.partition(".")
         secret = self._by_header.get(header)
         if secret is None:
-            payload_bytes: bytes = self._jws.decode(token, self._secret_for(token), algorithms=[_ALGORITHM])
-            return payload_bytes
+            return bytes(self._jws.decode(token, self._secret_for(token), algorithms=[_ALGORITHM]))
         digest = urlsafe_b64encode(hmac.digest(secret, signed.encode(), "sha256")).rstrip(b"=")
         if not hmac.compare_digest(digest, signature.encode()):
             raise jwt.InvalidSignatureError("not signed by us")
