@@ -8,7 +8,7 @@ import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 import pytest_asyncio
@@ -61,19 +61,30 @@ def request(headers: Mapping[str, str | None] = USUAL, *, line: str = "GET / HTT
     return f"{line}\r\n{''.join(lines)}{more}\r\n".encode("latin-1")
 
 
-async def answer_to(relay: RunningRelay, data: bytes) -> tuple[int | None, dict[str, str]]:
-    """Status and headers (their names in lower case) of what the relay says to this; (None, {}) where it hangs up."""
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@asynccontextmanager
+async def connected(relay: RunningRelay, data: bytes) -> AsyncIterator[Streams]:
+    """A connection on which this has been said, for a limited time; it is cut at the end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
     try:
-        writer.write(data)
         async with asyncio.timeout(LIMIT_S):
-            status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        pairs = (line.partition(":") for line in lines if line)
-        return int(status.split(" ")[1]), {name.lower(): value.strip() for name, _, value in pairs}
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None, {}
+            writer.write(data)
+            yield reader, writer
     finally:
         writer.transport.abort()
+
+
+async def answer_to(relay: RunningRelay, data: bytes) -> tuple[int | None, dict[str, str]]:
+    """Status and headers (their names in lower case) of what the relay says to this; (None, {}) where it hangs up."""
+    async with connected(relay, data) as (reader, _):
+        try:
+            status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None, {}
+        pairs = (line.partition(":") for line in lines if line)
+        return int(status.split(" ")[1]), {name.lower(): value.strip() for name, _, value in pairs}
 
 
 # ── what comes with it ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -82,22 +93,18 @@ async def answer_to(relay: RunningRelay, data: bytes) -> tuple[int | None, dict[
 @pytest.mark.parametrize("pieces", [1, 2], ids=["in one piece", "right after it"])
 async def test_what_comes_with_the_handshake_is_answered_after_it(relay: RunningRelay, pieces: int) -> None:
     """Clients need not wait for the answer before they ask for more; even of a ping the pong comes later."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
-    try:
-        more = frame(b"early", PING) + frame(codec.encode(frames.Ping(id=1)))
-        for data in [request() + more] if pieces == 1 else [request(), more]:
-            writer.write(data)
+    more = frame(b"early", PING) + frame(codec.encode(frames.Ping(id=1)))
+    async with connected(relay, request() + more if pieces == 1 else request()) as (reader, writer):
+        if pieces == 2:
             await writer.drain()
-        async with asyncio.timeout(LIMIT_S):
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
-            raw = RawSocket(reader, writer)
-            messages = [await raw.receive() for _ in range(3)]
-        assert messages.count((PONG, b"early")) == 1
-        hello, answer = (payload for opcode, payload in messages if opcode == BINARY)
-        assert isinstance(codec.decode_push(hello), frames.Hello)
-        assert codec.decode_answer(answer, frames.PingOk).id == 1
-    finally:
-        writer.transport.abort()
+            writer.write(more)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        raw = RawSocket(reader, writer)
+        messages = [await raw.receive() for _ in range(3)]
+    assert messages.count((PONG, b"early")) == 1
+    hello, answer = (payload for opcode, payload in messages if opcode == BINARY)
+    assert isinstance(codec.decode_push(hello), frames.Hello)
+    assert codec.decode_answer(answer, frames.PingOk).id == 1
 
 
 @pytest.mark.parametrize(
@@ -106,14 +113,9 @@ async def test_what_comes_with_the_handshake_is_answered_after_it(relay: Running
     ids=["a close", "reserved bits"],
 )
 async def test_who_ends_it_with_the_handshake_is_let_in_and_go(relay: RunningRelay, data: bytes, code: int) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
-    try:
-        writer.write(request() + data)
-        async with asyncio.timeout(LIMIT_S):
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
-            assert await RawSocket(reader, writer).close_code() == code
-    finally:
-        writer.transport.abort()
+    async with connected(relay, request() + data) as (reader, writer):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        assert await RawSocket(reader, writer).close_code() == code
 
 
 # ── whom it lets in ─────────────────────────────────────────────────────────────────────────────────────────────────

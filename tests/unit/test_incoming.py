@@ -44,7 +44,7 @@ def taken(protocol: ServerProtocol, pieces: Sequence[bytes]) -> tuple[list[Messa
 
 
 def by_the_library(data: bytes) -> tuple[list[Message], bytes]:
-    """The same by the library alone; as soon as it fails, no message is made of what came before the failure."""
+    """The same by the library alone."""
     protocol = relay_side()
     protocol.receive_data(data)
     messages: list[Message] = []
@@ -71,8 +71,6 @@ any_frames = st.builds(
     mask=masks,
 ) | st.builds(masked, st.text(max_size=9).map(str.encode), st.just(TEXT), mask=masks)
 noise = st.binary(min_size=1, max_size=12)
-
-
 streams = st.lists(whole_frames | whole_frames | any_frames | noise, max_size=8).map(b"".join)
 
 
