@@ -1,4 +1,4 @@
-"""One connection: read loop, request → answer, close.
+"""One connection: messages in, request → answer, close.
 
 A message is split into frames; each frame is decoded, checked against what the connection may do now, put in order,
 and carried out: posts go straight to the writer's queue, everything else to a handler in a task of this session. Every
