@@ -33,11 +33,12 @@ _WIDTHS: Final = {126: 2, 127: 8}  # bytes of the length that follow, for two va
 class Incoming:
     """The bytes of one connection."""
 
-    __slots__ = ("_begun", "_kept", "_protocol", "_rest")
+    __slots__ = ("_begun", "_handed", "_kept", "_protocol", "_rest")
 
     def __init__(self, protocol: ServerProtocol) -> None:
         self._protocol = protocol
         self._kept = b""  # the end of a request that has not ended, or the beginning of a frame's head
+        self._handed = 0  # how many bytes of that head the library has: one that it refuses is refused at once
         self._rest = 0  # bytes still to come of a frame that the library reads
         self._begun: tuple[Opcode, list[bytes]] | None = None  # a message of which more fragments must come
 
@@ -57,6 +58,9 @@ class Incoming:
                 head = _head(data, at)
                 if head is None:
                     self._kept = data[at:]
+                    if not _may_be_plain(self._kept):
+                        piece, self._handed = self._kept[self._handed :], len(self._kept)
+                        yield from self._hand_over(piece)
                     return
                 mask_at, end = head
                 if end <= len(data) and self._is_plain(data, at, end - mask_at - _MASK_BYTES):
@@ -64,6 +68,7 @@ class Incoming:
                     yield apply_mask(data[payload_at:end], data[mask_at:payload_at])
                     at = end
                     continue
+                at, self._handed = at + self._handed, 0
                 self._rest = end - at
             piece = data[at : at + self._rest]
             self._rest -= len(piece)
@@ -84,8 +89,7 @@ class Incoming:
         """Whether the frame at a place is a whole binary message that the library would let pass."""
         protocol = self._protocol
         return (
-            data[at] == _BINARY_FINAL
-            and data[at + 1] >= _MASKED
+            _may_be_plain(data[at : at + 2])
             and protocol.state is State.OPEN
             and self._begun is None
             and (protocol.max_message_size is None or size <= protocol.max_message_size)
@@ -125,6 +129,11 @@ class Incoming:
         except UnicodeDecodeError as error:
             self._protocol.fail(CloseCode.INVALID_DATA, f"{error.reason} at position {error.start}")
             return None
+
+
+def _may_be_plain(head: bytes) -> bool:
+    """Whether a whole, masked, binary message may begin so."""
+    return len(head) < 2 or (head[0] == _BINARY_FINAL and head[1] >= _MASKED)  # noqa: PLR2004  two bytes tell
 
 
 def _head(data: bytes, at: int) -> tuple[int, int] | None:

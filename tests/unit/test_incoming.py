@@ -78,6 +78,7 @@ streams = st.lists(whole_frames | whole_frames | any_frames | noise, max_size=8)
 @example(frame(b"begun", final=False) + frame(b"another"), [])
 @example(b"\x82\x05plain" + frame(b"later"), [])
 @example(frame(b"", CLOSE) + frame(b"later"), [])
+@example(b"\x00~", [])  # a head that is refused before it is there as a whole
 @given(streams, st.lists(st.integers(0, 2_000), max_size=6))
 def test_however_it_is_cut_it_is_what_the_library_makes_of_it(data: bytes, cuts: list[int]) -> None:
     try:
