@@ -63,19 +63,23 @@ def split(message: bytes, max_depth: int = MAX_DEPTH) -> Iterator[memoryview]:
         position = end
 
 
+_BIN8: Final = 0xC4
 _MAP16: Final = 0xDE
-_LENGTHS: Final = {  # how many bytes follow a first byte of fixed size
-    **dict.fromkeys((0xC0, 0xC2, 0xC3), 0),
-    **{0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8},
-    **{0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17},
+_NAMED: Final = {  # bytes of an object, its first one included, where that says how many
+    **dict.fromkeys((0xC0, 0xC2, 0xC3), 1),
+    **{0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9},
+    **{0xD4: 3, 0xD5: 4, 0xD6: 6, 0xD7: 10, 0xD8: 18},
+    **{first: 1 + (first & 0x1F) for first in range(0xA0, 0xC0)},  # fixstr
+    **dict.fromkeys((*range(0x80), *range(0xE0, 0x100)), 1),  # fixint
 }
+_FIXED: Final = tuple(_NAMED.get(first, 0) for first in range(0x100))
 _SIZES: Final = {  # bytes of the length that follows a first byte of variable size, and what the length leaves out
     **{0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xD9: (1, 0), 0xDA: (2, 0), 0xDB: (4, 0)},
     **{0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1)},
 }
 
 
-def skip(data: bytes, position: int, max_depth: int = MAX_DEPTH) -> int:  # noqa: PLR0912  one branch per format
+def skip(data: bytes, position: int, max_depth: int = MAX_DEPTH) -> int:
     """Return where the MessagePack object at `position` ends, having made no object of it.
 
     Raise Undecodable if it runs past the end, nests deeper than `max_depth`, or announces more than there is.
@@ -86,22 +90,16 @@ def skip(data: bytes, position: int, max_depth: int = MAX_DEPTH) -> int:  # noqa
     try:
         while True:
             first = data[position]
-            position += 1
-            if 0xA0 <= first < 0xC0:  # fixstr
-                position += first & 0x1F
-            elif first < 0x80 or first >= 0xE0:  # fixint
-                pass
-            elif first < 0xA0 or 0xDC <= first <= 0xDF:  # array, map
-                if first < 0x90:
-                    count = 2 * (first & 0x0F)
-                elif first < 0xA0:
-                    count = first & 0x0F
-                else:
-                    width = 4 if first & 1 else 2
-                    count = int.from_bytes(data[position : position + width], "big")
-                    position += width
-                    if first >= _MAP16:
-                        count *= 2
+            if size := _FIXED[first]:
+                position += size
+            elif first == _BIN8:  # ids, most of all
+                position += 2 + data[position + 1]
+            elif first in _SIZES:
+                width, extra = _SIZES[first]
+                position += 1
+                position += width + extra + int.from_bytes(data[position : position + width], "big")
+            else:
+                count, position = _container(data, position)
                 if count > end - position:
                     raise Undecodable("a container announces more than the message holds")
                 if len(outer) >= max_depth:
@@ -110,11 +108,6 @@ def skip(data: bytes, position: int, max_depth: int = MAX_DEPTH) -> int:  # noqa
                     outer.append(left - 1)
                     left = count
                     continue
-            elif first in _SIZES:  # bin, str, ext
-                width, extra = _SIZES[first]
-                position += width + extra + int.from_bytes(data[position : position + width], "big")
-            else:
-                position += _LENGTHS[first]
             left -= 1
             while not left:
                 if not outer:
@@ -124,8 +117,21 @@ def skip(data: bytes, position: int, max_depth: int = MAX_DEPTH) -> int:  # noqa
                 left = outer.pop()
     except IndexError:
         raise Undecodable("the message ends within a frame") from None
-    except KeyError:
-        raise Undecodable(f"0x{data[position - 1]:02x} is not MessagePack") from None
+
+
+def _container(data: bytes, position: int) -> tuple[int, int]:
+    """How many objects an array or a map holds, and where the first one is."""
+    first = data[position]
+    position += 1
+    if first < 0x90:
+        return 2 * (first & 0x0F), position
+    if first < 0xA0:
+        return first & 0x0F, position
+    if first < 0xDC:
+        raise Undecodable(f"0x{first:02x} is not MessagePack")
+    width = 4 if first & 1 else 2
+    count = int.from_bytes(data[position : position + width], "big")
+    return 2 * count if first >= _MAP16 else count, position + width
 
 
 def decode_request(raw: bytes | memoryview) -> Request:
