@@ -122,7 +122,7 @@ class Fanout:
         channel.heard = max(channel.heard, seq)
         if seq <= channel.target:
             return
-        self._metrics.wakeups[source].inc()
+        self._metrics.wakeups[source] += 1
         channel.target = seq
         self._make_ready(channel)
 

@@ -112,7 +112,7 @@ class Reclaimer:
             if not await media_store.try_lock(connection):
                 return 0
             count = await media_store.forget_idle_uploads(connection, _BATCH, self._upload_ttl_s)
-        self._metrics.media_uploads["abandoned"].inc(count)
+        self._metrics.media_uploads["abandoned"] += count
         return count
 
     async def _delete_blobs(self) -> int:

@@ -243,7 +243,7 @@ class Session:
             )
             return
         self._open.add(request.id)
-        self._services.metrics.requests[type_of(request)].inc()
+        self._services.metrics.requests[type_of(request)] += 1
         self._begin(request)
 
     @property
@@ -355,7 +355,7 @@ class Session:
         self._close_request(answer.id)
 
     def _fail(self, request_id: int, error: RequestError) -> None:
-        self._services.metrics.errors[error.code].inc()
+        self._services.metrics.errors[error.code] += 1
         self._outbox.put_frame(codec.encode(error.frame(request_id)))
         self._close_request(request_id)
 
@@ -365,7 +365,7 @@ class Session:
 
     def _refuse(self, bad: codec.BadFrame) -> None:
         """Answer a frame that is no request, or not now; nothing was opened for it."""
-        self._services.metrics.errors[bad.code].inc()
+        self._services.metrics.errors[bad.code] += 1
         self._log_rejected(bad.code)
         details = None if bad.field is None else ErrorDetails(field=bad.field)
         self.push(Error(id=bad.request_id, code=bad.code, message=str(bad), details=details))
@@ -385,7 +385,7 @@ class Session:
             _, request_id = codec.frame_head(raw)
         except codec.BadFrame:
             request_id = None
-        self._services.metrics.errors[ErrorCode.RATE_LIMITED].inc()
+        self._services.metrics.errors[ErrorCode.RATE_LIMITED] += 1
         self._outbox.put_frame(codec.encode(RateLimited(retry_after_ms=wait_ms).frame(request_id)))
 
     def _close_request(self, request_id: int) -> None:

@@ -98,7 +98,7 @@ class Media:
         if request.offset + len(data) == size:
             async with self._database.connection() as connection:
                 await media_store.record_download(connection, request.media_id, caller.user_id)
-        self._metrics.media_bytes["out"].inc(len(data))
+        self._metrics.media_bytes["out"] += len(data)
         return MediaReadOk(id=request.id, data=data)
 
     async def _blob_of(self, caller: Caller, media_id: bytes) -> tuple[bytes, str, int]:

@@ -72,7 +72,7 @@ class MediaUploads:
         begun, row = await retried(partial(self._begin, caller, request))
         if row is not None:
             self._uploads.began(row)
-            self._metrics.media_uploads["begun" if begun.generation == 1 else "resumed"].inc()
+            self._metrics.media_uploads["begun" if begun.generation == 1 else "resumed"] += 1
         return MediaBeginOk(
             id=request.id,
             offset=begun.durable_bytes,
@@ -133,7 +133,7 @@ class MediaUploads:
             raise BY_CODE[outcome]
         if not outcome.duplicate:
             self._publisher.publish([media_store.event_of(upload, request, outcome)])
-            self._metrics.media_uploads["committed"].inc()
+            self._metrics.media_uploads["committed"] += 1
             logger.info(
                 "media.committed", group=upload.group_id, user=caller.user_id, bytes=upload.size_bytes, seq=outcome.seq
             )
@@ -183,7 +183,7 @@ class MediaUploads:
         was_there = await retried(partial(self._abort, require_caller(peer), request.media_id))
         self._uploads.forget(request.media_id)
         if was_there:
-            self._metrics.media_uploads["aborted"].inc()
+            self._metrics.media_uploads["aborted"] += 1
             self._reclaim()
         return Ok(id=request.id)
 

@@ -114,7 +114,7 @@ class GuardedStore(Store):
             self._note(operation, None)
             raise
         except StoreError as error:
-            self._metrics.media_store_errors[operation].inc()
+            self._metrics.media_store_errors[operation] += 1
             self._note(operation, error)
             raise
         self._metrics.media_store_seconds.labels(operation).observe(time.monotonic() - started)

@@ -193,7 +193,7 @@ class Uploads:
         if upload is not None and upload.row.storage_url == row.storage_url:
             self._end(upload, UploadOffset())
         if await retried(partial(self._drop, row)) is not None:
-            self._metrics.media_uploads["refused"].inc()
+            self._metrics.media_uploads["refused"] += 1
             logger.info("media.refused", group=row.group_id, user=row.user_id, reason=reason)
 
     async def _drop(self, row: UploadRow) -> bytes | None:
@@ -345,7 +345,7 @@ class Uploads:
             if not await media_store.record_part(connection, row, recorded):
                 raise _Overtaken(row, await media_store.find_upload(connection, row.media_id, row.user_id))
         upload.durable += recorded.size_bytes
-        self._metrics.media_bytes["in"].inc(recorded.size_bytes)
+        self._metrics.media_bytes["in"] += recorded.size_bytes
         for piece in stored.pieces:
             self._settle(piece, upload.durable)
 

@@ -63,26 +63,26 @@ def test_counters_end_in_total() -> None:
 def test_two_relays_in_one_process_count_apart() -> None:
     one, other = Metrics(), Metrics()
     one.connections.inc()
-    one.errors["internal"].inc()
+    one.errors["internal"] += 1
     assert value(one, "orbital_connections") == 1
     assert value(other, "orbital_connections") == 0
     assert value(other, "orbital_errors_total", code="internal") is None
 
 
-def test_children_are_made_once() -> None:
+def test_tallies_hold_what_was_counted() -> None:
     metrics = Metrics()
-    metrics.errors["not_found"].inc()
+    metrics.errors["not_found"] += 1
     assert set(metrics.errors) == {"not_found"}
-    metrics.requests["group.create"].inc(2)
+    metrics.requests["group.create"] += 2
     assert value(metrics, "orbital_errors_total", code="not_found") == 1
     assert value(metrics, "orbital_requests_total", type="group.create") == 2
 
 
 @pytest.mark.parametrize("source", typing.get_args(WakeSource))
-def test_wakeups_have_a_child_for_each_source(source: WakeSource) -> None:
+def test_wakeups_count_each_source(source: WakeSource) -> None:
     metrics = Metrics()
     assert set(metrics.wakeups) == set(typing.get_args(WakeSource))
-    metrics.wakeups[source].inc()
+    metrics.wakeups[source] += 1
     assert value(metrics, "orbital_wakeups_total", source=source) == 1
 
 
@@ -94,11 +94,11 @@ def test_gauges_may_be_read_when_they_are_asked_for() -> None:
 
 def test_labels_name_neither_users_nor_groups() -> None:
     metrics = Metrics()
-    metrics.errors["internal"].inc()
-    metrics.requests["register"].inc()
-    metrics.media_bytes["in"].inc()
-    metrics.media_uploads["begun"].inc()
-    metrics.media_store_errors["read"].inc()
+    metrics.errors["internal"] += 1
+    metrics.requests["register"] += 1
+    metrics.media_bytes["in"] += 1
+    metrics.media_uploads["begun"] += 1
+    metrics.media_store_errors["read"] += 1
     metrics.media_store_seconds.labels("read").observe(1)
     labels = {
         label
