@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
+
 from orbital_protocol.codes import ErrorCode
 from orbital_relay import fanout, hints, listener, ring, writer
 from orbital_relay.cli import app
@@ -93,14 +95,23 @@ def jumping_clock(_: str) -> None:
 
 
 def previous(version: str) -> None:
-    """The relay before migration 0006, which appended a single post as it does a batch."""
+    """The relay before migration 0007, which handed over a batch as an array of each column."""
+
+    async def append_columns(
+        connection: Connection, relay_hex: str, posts: Sequence[post_store.Post]
+    ) -> list[asyncpg.Record]:
+        columns = zip(*map(post_store.parameters, posts), strict=True)
+        return await connection.fetch(
+            "SELECT * FROM append_posts_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)", relay_hex, *columns
+        )
+
     known = Path(tempfile.mkdtemp(prefix="orbital-test-sql-"))
     atexit.register(shutil.rmtree, known)
     for migration in migrate.migrations_dir().glob("*.sql"):
         if migration.name <= f"{version}~":
             shutil.copy(migration, known)
     migrate.migrations_dir = lambda: known
-    post_store.append_one = post_store.append_batch
+    post_store.append_batch = append_columns
 
 
 # ── bugs ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -81,9 +81,17 @@ async def append_posts(connection: Connection, relay_hex: str, posts: Sequence[P
 async def append_one(connection: Connection, relay_hex: str, posts: Sequence[Post]) -> list[asyncpg.Record]:
     """A batch of one, in less time (docs/adr/0018-one-post-alone.md)."""
     [post] = posts
-    return await connection.fetch(
-        _APPEND_ONE,
-        relay_hex,
+    return await connection.fetch(_APPEND_ONE, relay_hex, *parameters(post))
+
+
+async def append_batch(connection: Connection, relay_hex: str, posts: Sequence[Post]) -> list[asyncpg.Record]:
+    """Any number."""
+    return await connection.fetch(_APPEND, relay_hex, [parameters(post) for post in posts])
+
+
+def parameters(post: Post) -> tuple[object, ...]:
+    """A post as the type new_post, and as append_post's parameters."""
+    return (
         post.group_id,
         post.kind,
         post.object_id,
@@ -94,24 +102,6 @@ async def append_one(connection: Connection, relay_hex: str, posts: Sequence[Pos
         _base64(post.encrypted_body),
         post.field_hashes,
         post.content_hash,
-    )
-
-
-async def append_batch(connection: Connection, relay_hex: str, posts: Sequence[Post]) -> list[asyncpg.Record]:
-    """Any number."""
-    return await connection.fetch(
-        _APPEND,
-        relay_hex,
-        [post.group_id for post in posts],
-        [post.kind for post in posts],
-        [post.object_id for post in posts],
-        [post.parent_id for post in posts],
-        [post.author_id for post in posts],
-        [post.key_epoch for post in posts],
-        [_base64(post.encrypted_title) for post in posts],
-        [_base64(post.encrypted_body) for post in posts],
-        [post.field_hashes for post in posts],
-        [post.content_hash for post in posts],
     )
 
 

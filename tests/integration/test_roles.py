@@ -64,20 +64,24 @@ async def test_a_relays_work_is_done_as_orbital_user(owned: str) -> None:
         alice, bob = await enroll(connection, "alice"), await enroll(connection, "bob")
         group = await found_group(connection, alice, bob)
         body = b"ciphertext"
-        post = Post(
-            group_id=group,
-            kind=Kind.THREAD_POSTED,
-            object_id=new_id(),
-            parent_id=None,
-            author_id=bob.user_id,
-            key_epoch=1,
-            encrypted_title=body,
-            encrypted_body=body,
-            field_hashes=field_hash(body) * 2,
-            content_hash=content_hash(ZERO_ID, [field_hash(body)] * 2),
-        )
-        [outcome] = await posts.append_posts(connection, "ab" * 16, [post])
-        assert isinstance(outcome, Appended)
+        one, *batch = [
+            Post(
+                group_id=group,
+                kind=Kind.THREAD_POSTED,
+                object_id=new_id(),
+                parent_id=None,
+                author_id=bob.user_id,
+                key_epoch=1,
+                encrypted_title=body,
+                encrypted_body=body,
+                field_hashes=field_hash(body) * 2,
+                content_hash=content_hash(ZERO_ID, [field_hash(body)] * 2),
+            )
+            for _ in range(3)
+        ]
+        for appended in ([one], batch):
+            outcomes = await posts.append_posts(connection, "ab" * 16, appended)
+            assert [type(outcome) for outcome in outcomes] == [Appended] * len(appended)
         assert len(await admin.delete(connection, bob.user_id, with_groups=False)) == 1
         assert await connection.fetchval("SELECT encrypted_body FROM threads") == base64.b64encode(body).decode()
         assert await operators.missing_privileges(connection) == []

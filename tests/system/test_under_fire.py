@@ -189,8 +189,8 @@ async def test_20_the_databases_clock_jumps(embedded_postgres: TestPostgres) -> 
 
 
 async def test_25_a_rolling_restart_with_two_versions(embedded_postgres: TestPostgres) -> None:
-    """The version before migration 0006 runs; the database is migrated, the next version comes, the first one goes."""
-    program = rigged.program(rigged.previous, "0005")
+    """The version before migration 0007 runs; the database is migrated, the next version comes, the first one goes."""
+    program = rigged.program(rigged.previous, "0006")
     async with embedded_postgres.database() as dsn, AsyncExitStack() as stack:
         await migrate.upgrade(dsn)
         await migrate.downgrade(dsn, 1)
