@@ -50,6 +50,7 @@ _FRAMES_A_TURN: Final = 64
 _REFUSALS: Final = 200  # frames that come too soon, at once
 _REFUSALS_A_SECOND: Final = 1  # and in the long run, before the connection is closed
 _CLOSE_TIMEOUT_S: Final = 5
+_UNREAD_S: Final = 0.05  # what came in time while the loop was busy is read within one turn of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class Session:
         self._barrier: int | None = None  # the request that authenticates
         self._close_code: CloseCode | None = None
         self._deadline: asyncio.TimerHandle | None = None  # to authenticate
+        self._is_late = False  # the deadline is over
         self._is_quiet = False
         self._has_rejected = False
         rate = services.limits.max_frames_per_second
@@ -177,7 +179,19 @@ class Session:
         self._deadline = self._socket.loop.call_later(self._services.auth_timeout_ms / 1000, self._auth_deadline)
 
     def _auth_deadline(self) -> None:
-        self.close_now(CloseCode.AUTH_TIMEOUT)
+        """The time is over; whoever was in it has an answer to come, however late the relay itself is.
+
+        Who comes back with thousands of others, and is cut because the relay is at its limits, comes back once more.
+        """
+        self._deadline = self._socket.loop.call_later(_UNREAD_S, self._end_lateness)
+
+    def _end_lateness(self) -> None:
+        self._is_late = True
+        self._close_if_late()
+
+    def _close_if_late(self) -> None:
+        if self._is_late and self.caller is None and self._barrier is None:
+            self.close_now(CloseCode.AUTH_TIMEOUT)
 
     def read(self) -> None:
         """Take what has come, unless this waits for room, or for its turn."""
@@ -346,6 +360,7 @@ class Session:
             if request.id not in self._open:
                 for callback in callbacks:
                     callback()
+            self._close_if_late()
             self._ordering.done(ticket)
 
     # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────

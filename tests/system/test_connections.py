@@ -4,8 +4,10 @@ One relay serves all of these tests, with limits so short that they are reached 
 """
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -20,11 +22,12 @@ from tests.people import Person, connected, found_group, new_id
 from tests.raw_socket import BINARY, CLOSE, CONTINUATION, PING, PONG, RawSocket, frame, raw_socket
 from tests.relays import RunningRelay, running_relay
 from tests.stage import Stage
-from tests.talk import check_steps, post_thread, reply, subscribe, talking
+from tests.talk import Refused, check_steps, post_thread, reply, subscribe, talking
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
 LIMIT_S = 20
+IN_TIME_MS = 500
 MAX_IN_FLIGHT = 8
 FLAT_KIB = 24 * 1024  # what an allocator may keep; what is sent is many times that
 DEFECTS = ("request.failed", "session.failed", "library.message", "not json")
@@ -46,6 +49,13 @@ async def relay(stage: Stage) -> AsyncIterator[RunningRelay]:
         yield relay
         defects = [line for line in relay.log if line["event"] in DEFECTS]
         assert not defects, "\n".join(map(str, defects))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def impatient(stage: Stage) -> AsyncIterator[RunningRelay]:
+    """One that gives little time to authenticate."""
+    async with running_relay(stage.dsn, auth_timeout_ms=IN_TIME_MS) as relay:
+        yield relay
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -523,6 +533,84 @@ async def test_who_does_not_authenticate_is_closed(relay: RunningRelay) -> None:
                 await asyncio.sleep(0.05)
         assert talk.close_code == CloseCode.AUTH_TIMEOUT
         assert time.monotonic() - began >= 2.9
+
+
+@asynccontextmanager
+async def sessions_locked(stage: Stage) -> AsyncIterator[None]:
+    """No session can be looked up, and no user."""
+    async with connected(stage.dsn) as other, other.transaction():
+        await other.execute("LOCK TABLE sessions, users")
+        yield
+
+
+async def waiting_for_sessions(stage: Stage, began: float) -> None:
+    """Wait until somebody waits for one of those locks, and the time to authenticate is long over."""
+    async with asyncio.timeout(LIMIT_S):
+        while time.monotonic() - began < 3 * IN_TIME_MS / 1000 or not await stage.sql.fetchval(
+            "SELECT count(*) FROM pg_locks WHERE relation IN ('sessions'::REGCLASS, 'users'::REGCLASS) AND NOT granted"
+        ):
+            await asyncio.sleep(0.02)
+
+
+async def test_who_authenticated_in_time_is_served_however_late_the_relay_is(
+    impatient: RunningRelay, stage: Stage, ann: Person
+) -> None:
+    token = await stage.token(ann)
+    async with talking(impatient.url) as talk:
+        async with sessions_locked(stage):
+            began = time.monotonic()
+            authenticated = talk.send(frames.Authenticate(id=talk.next_id(), access_token=token))
+            await waiting_for_sessions(stage, began)
+            assert not authenticated.done()
+        async with asyncio.timeout(LIMIT_S):
+            await authenticated
+        await talk.ask(frames.GroupList)
+
+
+async def test_who_was_in_time_with_what_is_no_good_gets_an_answer_and_is_closed(
+    impatient: RunningRelay, stage: Stage, ann: Person
+) -> None:
+    token = await stage.token(ann)
+    await stage.sql.execute("UPDATE sessions SET revoked_at = now() WHERE user_id = $1", ann.user_id)
+    async with talking(impatient.url) as talk:
+        async with sessions_locked(stage):
+            began = time.monotonic()
+            authenticated = talk.send(frames.Authenticate(id=talk.next_id(), access_token=token))
+            await waiting_for_sessions(stage, began)
+        async with asyncio.timeout(LIMIT_S):
+            with pytest.raises(Refused, match="credentials_invalid"):
+                await authenticated
+        assert await talk.closed() == CloseCode.AUTH_FAILED
+
+
+async def test_an_answer_that_says_no_ends_who_is_late(impatient: RunningRelay, stage: Stage) -> None:
+    """A wrong password may be followed by the right one, but not after the time to authenticate."""
+    async with talking(impatient.url) as talk:
+        async with sessions_locked(stage):
+            began = time.monotonic()
+            login = talk.send(
+                frames.Login(id=talk.next_id(), username="nobody_at_all", password="wrong", device_name="a test")
+            )
+            await waiting_for_sessions(stage, began)
+        async with asyncio.timeout(LIMIT_S):
+            with pytest.raises(Refused, match="credentials_invalid"):
+                await login
+        assert await talk.closed() == CloseCode.AUTH_TIMEOUT
+
+
+async def test_what_came_in_time_while_the_relay_stood_still_is_read(
+    impatient: RunningRelay, stage: Stage, ann: Person
+) -> None:
+    token = await stage.token(ann)
+    async with talking(impatient.url) as talk:
+        impatient.signal(signal.SIGSTOP)
+        try:
+            authenticated = talk.send(frames.Authenticate(id=talk.next_id(), access_token=token))
+            await asyncio.sleep(2 * IN_TIME_MS / 1000)  # no condition to wait for: the relay stands still
+        finally:
+            impatient.signal(signal.SIGCONT)
+        async with asyncio.timeout(LIMIT_S):
+            await authenticated
 
 
 @pytest.mark.produces(CloseCode.TOKEN_EXPIRED)
