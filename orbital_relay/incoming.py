@@ -1,8 +1,8 @@
 """What a client sends, from bytes to the handshake's request and whole messages.
 
-The `websockets` library's protocol reads all of it but the frames that nearly all are: a whole, masked, binary message,
-which stands in its bytes as a whole. Those are told by their first two bytes and taken out here, because the library's
-parser takes a quarter of the relay's time for them (docs/adr/0023-a-connection-of-our-own.md). No I/O here.
+The `websockets` library's protocol reads all of it but the frames that nearly all are: a whole, masked, binary message.
+Those are told by their first two bytes and taken out here, because the library's parser takes a quarter of the relay's
+time for them (docs/adr/0023-a-connection-of-our-own.md). No I/O here.
 """
 
 from collections.abc import Iterator
@@ -33,13 +33,15 @@ _WIDTHS: Final = {126: 2, 127: 8}  # bytes of the length that follow, for two va
 class Incoming:
     """The bytes of one connection."""
 
-    __slots__ = ("_begun", "_handed", "_kept", "_protocol", "_rest")
+    __slots__ = ("_begun", "_handed", "_kept", "_missing", "_pieces", "_protocol", "_rest")
 
     def __init__(self, protocol: ServerProtocol) -> None:
         self._protocol = protocol
         self._kept = b""  # the end of a request that has not ended, or the beginning of a frame's head
         self._handed = 0  # how many bytes of that head the library has: one that it refuses is refused at once
         self._rest = 0  # bytes still to come of a frame that the library reads
+        self._pieces: list[bytes] = []  # of a plain frame that came in part
+        self._missing = 0  # bytes still to come of that
         self._begun: tuple[Opcode, list[bytes]] | None = None  # a message of which more fragments must come
 
     def feed(self, data: bytes) -> Iterator[Request | Message]:
@@ -53,6 +55,9 @@ class Incoming:
             yield from self._hand_over(data[:at])
         elif self._kept:
             data, self._kept = self._kept + data, b""
+        elif self._missing:
+            at = min(self._missing, len(data))
+            yield from self._gather(data[:at])
         while at < len(data):
             if not self._rest:
                 head = _head(data, at)
@@ -63,8 +68,12 @@ class Incoming:
                         yield from self._hand_over(piece)
                     return
                 mask_at, end = head
-                if end <= len(data) and self._is_plain(data, at, end - mask_at - _MASK_BYTES):
-                    payload_at = mask_at + _MASK_BYTES
+                payload_at = mask_at + _MASK_BYTES
+                if self._is_plain(data, at, end - payload_at):
+                    if end > len(data):
+                        self._pieces.append(data[at:])
+                        self._missing = end - len(data)
+                        return
                     yield apply_mask(data[payload_at:end], data[mask_at:payload_at])
                     at = end
                     continue
@@ -74,6 +83,18 @@ class Incoming:
             self._rest -= len(piece)
             at += len(piece)
             yield from self._hand_over(piece)
+
+    def _gather(self, piece: bytes) -> Iterator[Message]:
+        """Take more of a plain frame. It is large, so it is copied no more often than it must be."""
+        self._pieces.append(piece)
+        self._missing -= len(piece)
+        if self._missing:
+            return
+        frame = b"".join(self._pieces)
+        self._pieces.clear()
+        mask_at, _ = _head(frame, 0) or (0, 0)
+        payload_at = mask_at + _MASK_BYTES
+        yield apply_mask(memoryview(frame)[payload_at:], frame[mask_at:payload_at])
 
     def _end_of_request(self, data: bytes) -> int:
         """Where the request ends in this data, or the data does."""

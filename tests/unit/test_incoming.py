@@ -111,7 +111,20 @@ def test_plain_frames_do_not_reach_the_librarys_parser(monkeypatch: pytest.Monke
     """Nor do they wait for anything: it is what they are read for."""
     protocol = relay_side()
     monkeypatch.setattr(protocol, "receive_data", lambda data: pytest.fail(f"{data!r} was handed over"))
-    assert taken(protocol, [frame(b"one") + frame(b"", BINARY) + frame(bytes(200))]) == ([b"one", b"", bytes(200)], b"")
+    data = frame(b"one") + frame(b"", BINARY) + frame(bytes(200))
+    assert taken(protocol, [data]) == ([b"one", b"", bytes(200)], b"")
+    assert taken(protocol, [data[:100], data[100:150], data[150:]]) == ([b"one", b"", bytes(200)], b"")
+
+
+def test_a_frame_that_is_half_there_when_the_relay_closes_is_read_to_its_end() -> None:
+    """As by the library: what follows it is the other side's close, and must be found."""
+    protocol = relay_side()
+    incoming = Incoming(protocol)
+    data = frame(bytes(200)) + frame((1000).to_bytes(2, "big"), CLOSE)
+    assert list(incoming.feed(data[:100])) == []
+    protocol.send_close(1000)
+    assert list(incoming.feed(data[100:])) == [bytes(200)]
+    assert protocol.close_rcvd is not None
 
 
 def test_text_that_is_none_ends_the_connection() -> None:
