@@ -1,25 +1,30 @@
-"""The command `orbital` as a process that is forked from one which has imported it.
+"""The commands `orbital` and `orbital-relay` as processes that are forked from one which has imported them.
 
-An import takes half a second, and tests run commands by the hundred. What is forked is a process all the same: it has
-an environment, a folder, standard streams and an exit code of its own. Signals and terminals want one that was
-executed.
+An import takes up to a second, and tests run commands by the hundred. What is forked is a process all the same: it has
+an environment, a folder, standard streams and an exit code of its own, and dies of signals. Terminals, and whatever
+runs under limits of its own, want one that was executed.
 """
 
 import asyncio
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
 
 _STREAMS: Final = (("in", os.O_RDONLY), ("out", os.O_WRONLY | os.O_CREAT), ("err", os.O_WRONLY | os.O_CREAT))
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["orbital_client.cli.app", "typer._adapters"])  # the second is imported by each command
+_forks.set_forkserver_preload(
+    ["orbital_client.cli.app", "orbital_relay.cli", "typer._adapters"]  # the last is imported by each command
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,72 @@ async def orbital(
         status = process.exitcode
         process.close()
         return Ran(status, (streams / "out").read_text(), (streams / "err").read_text())
+
+
+class Forked:
+    """A process that runs, as `asyncio.subprocess.Process` would show it."""
+
+    def __init__(self, process: BaseProcess, stderr: asyncio.StreamReader) -> None:
+        assert process.pid is not None
+        self.pid = process.pid
+        self.stderr = stderr
+        self.returncode: int | None = None  # after a signal that killed it, its number below zero
+        self._process = process
+        self._ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(process.sentinel, self._end)
+
+    def _end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._process.sentinel)
+        self._process.join()
+        self.returncode = self._process.exitcode
+        self._process.close()
+        self._ended.set()
+
+    async def wait(self) -> int:
+        """Wait for its end; its exit code, as in `returncode`."""
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Raise ProcessLookupError where it has ended."""
+        if self._ended.is_set():
+            raise ProcessLookupError
+        os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
+
+
+async def serving(environment: Mapping[str, str]) -> Forked:
+    """`orbital-relay serve`, with nothing on standard input, and what it logs on standard error."""
+    read, write = os.pipe()
+    stderr = asyncio.StreamReader()
+    pipe = os.fdopen(read, "rb", buffering=0)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stderr), pipe)
+    with Connection(write, readable=False) as other_end:
+        process = _forks.Process(target=_serve, args=(dict(environment), other_end), daemon=True)
+        process.start()
+    return Forked(process, stderr)
+
+
+def _serve(environment: Mapping[str, str], stderr: Connection) -> None:
+    with open(os.devnull, "r+b") as nothing:
+        for number, descriptor in ((0, nothing.fileno()), (1, nothing.fileno()), (2, stderr.fileno())):
+            os.dup2(descriptor, number)
+    stderr.close()
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115  as long as the process
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["orbital-relay", "serve"]
+    from orbital_relay.cli import main  # noqa: PLC0415  in the process that was forked, where it has been imported
+
+    main()
 
 
 def _run(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, streams: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from orbital_relay.config import Settings, TokenKey
 from orbital_relay.relay import Listening, Relay
+from tests import forks
 
 START_LIMIT_S = 20
 STOP_LIMIT_S = 20
@@ -37,7 +38,7 @@ def media_dir_of(dsn: str) -> Path:
 class RunningRelay:
     """A relay process. `log` has what it logged so far, as one mapping a line."""
 
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | forks.Forked
     port: int = 0
     operators_port: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -159,6 +160,8 @@ async def start_relay(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ORBITAL_")}
     environment.pop("DATABASE_URL", None)
     environment |= {f"ORBITAL_{key.upper()}": str(value) for key, value in given.items()}
+    if program == RELAY:
+        return RunningRelay(await forks.serving(environment))
     process = await asyncio.create_subprocess_exec(
         *program,
         "serve",
