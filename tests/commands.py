@@ -7,7 +7,6 @@ assert ran.status == 0
 import asyncio
 import functools
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from orbital_relay import cli
+from tests import forks
 from tests.forks import Ran
 from tests.relays import TOKEN_KEY, media_dir_of
 
@@ -51,23 +51,11 @@ async def orbital_process(
     """Run a command to its end, as a process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ORBITAL_")}
     clean.pop("DATABASE_URL", None)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "orbital_relay",
-        *arguments,
-        env=clean | given_settings(dsn, data_dir, **settings),
-        cwd=tempfile.gettempdir(),  # no orbital.toml of the checkout's
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    return await forks.ran(
+        "orbital-relay",
+        arguments,
+        environment=clean | given_settings(dsn, data_dir, **settings),
+        folder=Path(tempfile.gettempdir()),  # no orbital.toml of the checkout's
+        stdin=stdin,
+        limit_s=LIMIT_S,
     )
-    try:
-        async with asyncio.timeout(LIMIT_S):
-            out, err = await process.communicate(stdin.encode())
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise
-    assert process.returncode is not None
-    return Ran(process.returncode, out.decode(), err.decode())

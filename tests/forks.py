@@ -6,9 +6,11 @@ runs under limits of its own, want one that was executed.
 """
 
 import asyncio
+import importlib
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import tempfile
@@ -17,13 +19,16 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 _STREAMS: Final = (("in", os.O_RDONLY), ("out", os.O_WRONLY | os.O_CREAT), ("err", os.O_WRONLY | os.O_CREAT))
 
+Command = Literal["orbital", "orbital-relay"]
+_MODULES: Final[Mapping[Command, str]] = {"orbital": "orbital_client.cli", "orbital-relay": "orbital_relay.cli"}
+
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
-    ["orbital_client.cli.app", "orbital_relay.cli", "typer._adapters"]  # the last is imported by each command
+    ["orbital_client.cli.app", "orbital_relay.cli", "typer._adapters", "aioboto3"]  # the last two by some commands
 )
 
 
@@ -40,14 +45,20 @@ class Ran:
         return json.loads(self.out)
 
 
-async def orbital(
-    arguments: Sequence[str], *, environment: Mapping[str, str], folder: Path, stdin: str, limit_s: float
+async def ran(
+    command: Command,
+    arguments: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    folder: Path,
+    stdin: str,
+    limit_s: float,
 ) -> Ran:
-    """Run `orbital` to its end in this folder. Raise AssertionError, the process killed, where that takes too long."""
+    """Run a command to its end in this folder. Raise AssertionError, the process killed, where that takes too long."""
     with tempfile.TemporaryDirectory() as name:
         streams = Path(name)
         (streams / "in").write_text(stdin)
-        process = _forks.Process(target=_run, args=(arguments, dict(environment), folder, streams))
+        process = _forks.Process(target=_run, args=(command, arguments, dict(environment), folder, streams))
         process.start()
         try:
             await asyncio.to_thread(process.join, limit_s)
@@ -100,19 +111,22 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-async def serving(environment: Mapping[str, str]) -> Forked:
-    """`orbital-relay serve`, with nothing on standard input, and what it logs on standard error."""
+async def python(arguments: Sequence[str], environment: Mapping[str, str]) -> Forked:
+    """`python ARGUMENTS`, of which the first is a program's path, or -m and a module.
+
+    It has nothing on standard input, what it prints is lost, and `stderr` is what it logs.
+    """
     read, write = os.pipe()
     stderr = asyncio.StreamReader()
     pipe = os.fdopen(read, "rb", buffering=0)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stderr), pipe)
     with Connection(write, readable=False) as other_end:
-        process = _forks.Process(target=_serve, args=(dict(environment), other_end), daemon=True)
+        process = _forks.Process(target=_python, args=(arguments, dict(environment), other_end), daemon=True)
         process.start()
     return Forked(process, stderr)
 
 
-def _serve(environment: Mapping[str, str], stderr: Connection) -> None:
+def _python(arguments: Sequence[str], environment: Mapping[str, str], stderr: Connection) -> None:
     with open(os.devnull, "r+b") as nothing:
         for number, descriptor in ((0, nothing.fileno()), (1, nothing.fileno()), (2, stderr.fileno())):
             os.dup2(descriptor, number)
@@ -120,13 +134,19 @@ def _serve(environment: Mapping[str, str], stderr: Connection) -> None:
     sys.stdin = open(0, closefd=False)  # noqa: SIM115  as long as the process
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = ["orbital-relay", "serve"]
-    from orbital_relay.cli import main  # noqa: PLC0415  in the process that was forked, where it has been imported
+    program, *rest = arguments
+    if program == "-m":
+        module, *rest = rest
+        sys.argv = [module, *rest]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [program, *rest]
+        runpy.run_path(program, run_name="__main__")
 
-    main()
 
-
-def _run(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, streams: Path) -> None:
+def _run(
+    command: Command, arguments: Sequence[str], environment: Mapping[str, str], folder: Path, streams: Path
+) -> None:
     for number, (name, flags) in enumerate(_STREAMS):
         descriptor = os.open(streams / name, flags)
         os.dup2(descriptor, number)
@@ -135,7 +155,5 @@ def _run(arguments: Sequence[str], environment: Mapping[str, str], folder: Path,
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.argv = ["orbital", *arguments]
-    from orbital_client.cli import main  # noqa: PLC0415  in the process that was forked, where it has been imported
-
-    main()
+    sys.argv = [command, *arguments]
+    importlib.import_module(_MODULES[command]).main()

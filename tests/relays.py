@@ -160,8 +160,8 @@ async def start_relay(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ORBITAL_")}
     environment.pop("DATABASE_URL", None)
     environment |= {f"ORBITAL_{key.upper()}": str(value) for key, value in given.items()}
-    if program == RELAY:
-        return RunningRelay(await forks.serving(environment))
+    if program[0] == sys.executable:
+        return RunningRelay(await forks.python([*program[1:], "serve"], environment))
     process = await asyncio.create_subprocess_exec(
         *program,
         "serve",

@@ -61,8 +61,8 @@ class Person:
 
     async def run(self, *arguments: str, stdin: str = "") -> forks.Ran:
         """Run a command to its end."""
-        return await forks.orbital(
-            arguments, environment=self._variables(), folder=self.store.parent, stdin=stdin, limit_s=LIMIT_S
+        return await forks.ran(
+            "orbital", arguments, environment=self._variables(), folder=self.store.parent, stdin=stdin, limit_s=LIMIT_S
         )
 
     async def do(self, *arguments: str, stdin: str = "") -> Any:
