@@ -16,7 +16,7 @@ from tests.relays import RunningRelay
 from tests.stage import Stage
 from tests.talk import Talk, post_thread, reply, talking
 
-ANSWER_LIMIT_S = 3  # for a durable post, on a busy machine; what stands still takes longer
+ANSWER_LIMIT_S = 10  # for a durable post, where others keep processor and disk busy; what stands still takes longer
 DEFECTS = frozenset(
     {"request.failed", "session.failed", "library.message", "log.unlisted", "append.failed", "not json"}
 )

@@ -150,7 +150,10 @@ class Talk:
         if kind == "ok":
             assert request_id is not None
             self.answer_order.append(request_id)
-            self._answers.pop(request_id).set_result(codec.decode_answer(raw, self._awaited.pop(request_id)))
+            answer = codec.decode_answer(raw, self._awaited.pop(request_id))
+            answered = self._answers.pop(request_id)
+            if not answered.cancelled():  # else it came too late for whoever asked
+                answered.set_result(answer)
             return
         push = codec.decode_push(raw)
         assert push is not None, f"unknown push {kind}"
@@ -158,7 +161,7 @@ class Talk:
             future = self._answers.pop(push.id, None) if push.id is not None else None
             if future is None:
                 self.strays.append(push)
-            else:
+            elif not future.cancelled():
                 future.set_exception(Refused(push))
                 future.exception()
         else:
