@@ -6,6 +6,7 @@ async with running_relay(dsn) as relay:
 
 import asyncio
 import base64
+import functools
 import json
 import os
 import signal
@@ -24,14 +25,18 @@ from tests import forks
 
 START_LIMIT_S = 20
 STOP_LIMIT_S = 20
-_media = tempfile.TemporaryDirectory(prefix="orbital-test-media-")
 RELAY = (sys.executable, "-m", "orbital_relay")
 TOKEN_KEY = "test:" + base64.urlsafe_b64encode(bytes(range(32))).decode().rstrip("=")
 
 
+@functools.cache
+def _media() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="orbital-test-media-")
+
+
 def media_dir_of(dsn: str) -> Path:
     """Where relays on this database keep their files: they share one folder, as they must; gone with this process."""
-    return Path(_media.name) / sha256(dsn.encode()).hexdigest()[:16]
+    return Path(_media().name) / sha256(dsn.encode()).hexdigest()[:16]
 
 
 @dataclass

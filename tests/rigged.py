@@ -5,7 +5,6 @@ ones are faults, which a relay must bear; the others are bugs, which tests must 
 """
 
 import asyncio
-import atexit
 import contextlib
 import os
 import random
@@ -105,8 +104,7 @@ def previous(version: str) -> None:
             "SELECT * FROM append_posts_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)", relay_hex, *columns
         )
 
-    known = Path(tempfile.mkdtemp(prefix="orbital-test-sql-"))
-    atexit.register(shutil.rmtree, known)
+    known = Path(tempfile.mkdtemp(prefix="sql-", dir=os.environ["ORBITAL_DATA_DIR"]))  # which goes with the test
     for migration in migrate.migrations_dir().glob("*.sql"):
         if migration.name <= f"{version}~":
             shutil.copy(migration, known)
