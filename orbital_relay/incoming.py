@@ -33,7 +33,7 @@ _WIDTHS: Final = {126: 2, 127: 8}  # bytes of the length that follow, for two va
 class Incoming:
     """The bytes of one connection."""
 
-    __slots__ = ("_begun", "_handed", "_kept", "_missing", "_pieces", "_protocol", "_rest")
+    __slots__ = ("_begun", "_handed", "_head_bytes", "_kept", "_missing", "_pieces", "_protocol", "_rest")
 
     def __init__(self, protocol: ServerProtocol) -> None:
         self._protocol = protocol
@@ -41,7 +41,8 @@ class Incoming:
         self._handed = 0  # how many bytes of that head the library has: one that it refuses is refused at once
         self._rest = 0  # bytes still to come of a frame that the library reads
         self._pieces: list[bytes] = []  # of a plain frame that came in part
-        self._missing = 0  # bytes still to come of that
+        self._head_bytes = 0  # of that, its mask included
+        self._missing = 0  # bytes still to come of it
         self._begun: tuple[Opcode, list[bytes]] | None = None  # a message of which more fragments must come
 
     def feed(self, data: bytes) -> Iterator[Request | Message]:
@@ -72,7 +73,7 @@ class Incoming:
                 if self._is_plain(data, at, end - payload_at):
                     if end > len(data):
                         self._pieces.append(data[at:])
-                        self._missing = end - len(data)
+                        self._head_bytes, self._missing = payload_at - at, end - len(data)
                         return
                     yield apply_mask(data[payload_at:end], data[mask_at:payload_at])
                     at = end
@@ -88,13 +89,10 @@ class Incoming:
         """Take more of a plain frame. It is large, so it is copied no more often than it must be."""
         self._pieces.append(piece)
         self._missing -= len(piece)
-        if self._missing:
-            return
-        frame = b"".join(self._pieces)
-        self._pieces.clear()
-        mask_at, _ = _head(frame, 0) or (0, 0)
-        payload_at = mask_at + _MASK_BYTES
-        yield apply_mask(memoryview(frame)[payload_at:], frame[mask_at:payload_at])
+        if not self._missing:
+            frame, payload_at = b"".join(self._pieces), self._head_bytes
+            self._pieces.clear()
+            yield apply_mask(memoryview(frame)[payload_at:], frame[payload_at - _MASK_BYTES : payload_at])
 
     def _end_of_request(self, data: bytes) -> int:
         """Where the request ends in this data, or the data does."""
