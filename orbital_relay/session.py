@@ -183,9 +183,9 @@ class Session:
 
         Who comes back with thousands of others, and is cut because the relay is at its limits, comes back once more.
         """
-        self._deadline = self._socket.loop.call_later(_UNREAD_S, self._end_lateness)
+        self._deadline = self._socket.loop.call_later(_UNREAD_S, self._time_is_over)
 
-    def _end_lateness(self) -> None:
+    def _time_is_over(self) -> None:
         self._is_late = True
         self._close_if_late()
 

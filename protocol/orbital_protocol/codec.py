@@ -73,8 +73,8 @@ _NAMED: Final = {  # bytes of an object, its first one included, where that says
     **dict.fromkeys((*range(0x80), *range(0xE0, 0x100)), 1),  # fixint
 }
 _FIXED: Final = tuple(_NAMED.get(first, 0) for first in range(0x100))
-_SIZES: Final = {  # bytes of the length that follows a first byte of variable size, and what the length leaves out
-    **{0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xD9: (1, 0), 0xDA: (2, 0), 0xDB: (4, 0)},
+_SIZES: Final = {  # bytes of the length that follows any other first byte, and what the length leaves out
+    **{0xC5: (2, 0), 0xC6: (4, 0), 0xD9: (1, 0), 0xDA: (2, 0), 0xDB: (4, 0)},
     **{0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1)},
 }
 
