@@ -127,13 +127,9 @@ async def python(arguments: Sequence[str], environment: Mapping[str, str]) -> Fo
 
 
 def _python(arguments: Sequence[str], environment: Mapping[str, str], stderr: Connection) -> None:
-    with open(os.devnull, "r+b") as nothing:
-        for number, descriptor in ((0, nothing.fileno()), (1, nothing.fileno()), (2, stderr.fileno())):
-            os.dup2(descriptor, number)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    _become(environment, (nothing, os.dup(nothing), os.dup(stderr.fileno())))
     stderr.close()
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115  as long as the process
-    os.environ.clear()
-    os.environ.update(environment)
     program, *rest = arguments
     if program == "-m":
         module, *rest = rest
@@ -147,13 +143,17 @@ def _python(arguments: Sequence[str], environment: Mapping[str, str], stderr: Co
 def _run(
     command: Command, arguments: Sequence[str], environment: Mapping[str, str], folder: Path, streams: Path
 ) -> None:
-    for number, (name, flags) in enumerate(_STREAMS):
-        descriptor = os.open(streams / name, flags)
+    _become(environment, [os.open(streams / name, flags) for name, flags in _STREAMS])
+    os.chdir(folder)
+    sys.argv = [command, *arguments]
+    importlib.import_module(_MODULES[command]).main()
+
+
+def _become(environment: Mapping[str, str], streams: Sequence[int]) -> None:
+    """Take over an environment, and descriptors as the standard streams."""
+    for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
         os.close(descriptor)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115  as long as the process
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(folder)
-    sys.argv = [command, *arguments]
-    importlib.import_module(_MODULES[command]).main()
