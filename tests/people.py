@@ -1,4 +1,4 @@
-"""People for tests: users with real keys, groups that they founded, and what they sign. All of it put in by SQL.
+"""People for tests: users with real keys, groups that they founded, what they sign and post. All of it put in by SQL.
 
 async with connected(migrated_database) as connection:
     alice, bob = await enroll(connection, "alice"), await enroll(connection, "bob")
@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from orbital_protocol import ZERO_HASH, ZERO_ID, statements
-from orbital_protocol.chain import control_content_hash, field_hash
-from orbital_protocol.codes import CHANGES_ROSTER, Role, Scope
+from orbital_protocol.chain import content_hash, control_content_hash, field_hash
+from orbital_protocol.codes import CHANGES_ROSTER, Kind, Role, Scope
 from orbital_protocol.frames import PublicKey, SignedStatement
 from orbital_protocol.statements import (
     GroupCreated,
@@ -40,6 +40,7 @@ from orbital_protocol.statements import (
 )
 from orbital_relay.caller import ALL_SCOPES, Caller
 from orbital_relay.store.pool import Connection, prepare_connection
+from orbital_relay.store.posts import Post
 
 S = TypeVar("S", bound=Statement)
 
@@ -337,3 +338,30 @@ async def append(connection: Connection, signed: SignedStatement) -> int:
     )
     assert isinstance(seq, int)
     return seq
+
+
+def post_of(
+    author: Person,
+    group_id: bytes,
+    *,
+    parent_id: bytes | None = None,
+    object_id: bytes | None = None,
+    kind: Kind | None = None,
+    body: bytes = b"a body",
+) -> Post:
+    """A thread, or a reply to `parent_id`, as handlers pass them to the writer."""
+    kind = kind or (Kind.THREAD_POSTED if parent_id is None else Kind.REPLY_POSTED)
+    title = b"a title" if kind == Kind.THREAD_POSTED else None
+    hashes = [field_hash(text) for text in (title, body) if text is not None]
+    return Post(
+        group_id=group_id,
+        kind=kind,
+        object_id=object_id or new_id(),
+        parent_id=parent_id,
+        author_id=author.user_id,
+        key_epoch=1,
+        encrypted_title=title,
+        encrypted_body=body,
+        field_hashes=b"".join(hashes),
+        content_hash=content_hash(parent_id or ZERO_ID, hashes),
+    )

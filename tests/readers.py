@@ -13,8 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from orbital_protocol import ZERO_HASH, ZERO_ID, chain, codec, frames
-from orbital_protocol.codes import Kind
+from orbital_protocol import ZERO_HASH, codec, frames
 from orbital_protocol.frames import Event, Limits, Push, SubscribeGroup
 from orbital_relay.caller import Caller
 from orbital_relay.fanout import Fanout
@@ -26,7 +25,7 @@ from orbital_relay.replay import Replays, Subscriptions
 from orbital_relay.store import posts as post_store
 from orbital_relay.store.pool import Connection, Database, PoolSettings
 from orbital_relay.store.posts import Appended, Outcome, Post
-from tests.people import Person, new_id
+from tests.people import Person
 from tests.worlds import LIMITS, RELAY_HEX
 
 LIMIT_S = 15
@@ -34,33 +33,6 @@ RING_BYTES = 1 << 20
 
 
 # ── posts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def post_of(
-    author: Person,
-    group_id: bytes,
-    *,
-    parent_id: bytes | None = None,
-    object_id: bytes | None = None,
-    kind: Kind | None = None,
-    body: bytes = b"a body",
-) -> Post:
-    """A thread, or a reply to `parent_id`, as handlers pass them to the writer."""
-    kind = kind or (Kind.THREAD_POSTED if parent_id is None else Kind.REPLY_POSTED)
-    title = b"a title" if kind == Kind.THREAD_POSTED else None
-    hashes = [chain.field_hash(text) for text in (title, body) if text is not None]
-    return Post(
-        group_id=group_id,
-        kind=kind,
-        object_id=object_id or new_id(),
-        parent_id=parent_id,
-        author_id=author.user_id,
-        key_epoch=1,
-        encrypted_title=title,
-        encrypted_body=body,
-        field_hashes=b"".join(hashes),
-        content_hash=chain.content_hash(parent_id or ZERO_ID, hashes),
-    )
 
 
 async def append(connection: Connection, posts: Sequence[Post], relay_hex: str = RELAY_HEX) -> list[Event]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from orbital_protocol import ZERO_HASH, ZERO_ID, chain, frames, statements
 from orbital_protocol.codes import CHANGES_ROSTER, CloseCode, ErrorCode, Kind
@@ -30,8 +31,8 @@ from orbital_relay.store import control as control_store
 from orbital_relay.store import posts
 from orbital_relay.store.events import read_events
 from orbital_relay.store.pool import Connection, Database, PoolSettings
-from orbital_relay.store.posts import Appended, Post
-from tests.people import Person, connected, enroll, found_group, new_id, says, view
+from orbital_relay.store.posts import Appended
+from tests.people import Person, connected, enroll, found_group, new_id, post_of, says, view
 
 LIMITS = Limits(
     max_frame_bytes=1_048_576,
@@ -227,21 +228,8 @@ class World:
         self, author: Person, group_id: bytes, parent_id: bytes | None = None, kind: Kind | None = None
     ) -> tuple[Appended | ErrorCode, bytes]:
         """The same, with whatever becomes of it."""
-        kind = kind or (Kind.THREAD_POSTED if parent_id is None else Kind.REPLY_POSTED)
-        title = b"a title" if kind == Kind.THREAD_POSTED else None
-        hashes = [chain.field_hash(text) for text in (title, b"a body") if text is not None]
-        post = Post(
-            group_id=group_id,
-            kind=kind,
-            object_id=new_id(),
-            parent_id=parent_id,
-            author_id=author.user_id,
-            key_epoch=(await view(self.sql, group_id)).key_epoch,
-            encrypted_title=title,
-            encrypted_body=b"a body",
-            field_hashes=b"".join(hashes),
-            content_hash=chain.content_hash(parent_id or ZERO_ID, hashes),
-        )
+        key_epoch = (await view(self.sql, group_id)).key_epoch
+        post = replace(post_of(author, group_id, parent_id=parent_id, kind=kind), key_epoch=key_epoch)
         async with self.sql.transaction():
             (outcome,) = await posts.append_posts(self.sql, RELAY_HEX, [post])
         return outcome, post.object_id

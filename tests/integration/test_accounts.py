@@ -19,8 +19,8 @@ from orbital_relay.handlers.accounts import Registration
 from orbital_relay.limits import KeyedBuckets
 from orbital_relay.store import accounts
 from tests.accounts import ATTEMPTS_FREE, COST, PASSWORD, Desk, S, desk_on, stranger
-from tests.people import Person, admit, enroll, found_group, new_id, thumbprint_of
-from tests.readers import append, post_of
+from tests.people import Person, admit, enroll, found_group, new_id, post_of, thumbprint_of
+from tests.readers import append
 from tests.worlds import NOW, refused, verified_log
 
 OTHER = "another horse"

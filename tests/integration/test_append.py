@@ -9,11 +9,11 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from orbital_protocol import ZERO_ID, chain, frames
+from orbital_protocol import frames
 from orbital_protocol.codes import Kind
 from orbital_protocol.statements import GroupDeleted, MemberRemoved, PostDeleted
 from orbital_relay.store.posts import Appended, Post, append_batch, append_one, append_posts
-from tests.people import Person, connected, new_id
+from tests.people import Person, connected, new_id, post_of
 from tests.worlds import RELAY_HEX, World
 
 pytestmark = pytest.mark.timeout(120)
@@ -22,24 +22,6 @@ TABLES = ("objects", "threads", "replies", "annotations", "events", "group_heads
 TIMES = {"created_at", "created_us", "hash", "head_hash"}
 
 Append = Callable[[Any, str, Sequence[Post]], Awaitable[list[asyncpg.Record]]]
-
-
-def post_by(author: Person, group_id: bytes, kind: Kind, parent_id: bytes | None = None) -> Post:
-    title = os.urandom(40) if kind == Kind.THREAD_POSTED else None
-    body = os.urandom(100)
-    hashes = [chain.field_hash(text) for text in (title, body) if text is not None]
-    return Post(
-        group_id=group_id,
-        kind=kind,
-        object_id=new_id(),
-        parent_id=parent_id,
-        author_id=author.user_id,
-        key_epoch=1,
-        encrypted_title=title,
-        encrypted_body=body,
-        field_hashes=b"".join(hashes),
-        content_hash=chain.content_hash(parent_id or ZERO_ID, hashes),
-    )
 
 
 async def everything(world: World) -> dict[str, list[dict[str, Any]]]:
@@ -88,7 +70,8 @@ async def test_they_do_the_same(world: World) -> None:
     await world.tell(ann, buried_id, frames.GroupDelete, GroupDeleted)
 
     def a(kind: Kind, parent_id: bytes | None = None, author: Person = ann, **changes: Any) -> Post:
-        return replace(post_by(author, group_id, kind, parent_id), **changes)
+        post = post_of(author, group_id, kind=kind, parent_id=parent_id, body=os.urandom(100))
+        return replace(post, **changes)
 
     for expected, post in (
         (None, a(Kind.THREAD_POSTED)),
@@ -124,7 +107,7 @@ async def test_both_wake_and_chain(world: World, migrated_database: str) -> None
         await listener.add_listener("orbital", lambda *notification: told.put_nowait(str(notification[-1])))
         for number in range(6):
             append = (append_one, append_batch)[number % 2]
-            [row] = await append(world.sql, RELAY_HEX, [post_by(ann, group_id, Kind.THREAD_POSTED)])
+            [row] = await append(world.sql, RELAY_HEX, [post_of(ann, group_id)])
             async with asyncio.timeout(10):
                 assert await told.get() == f"w1 {RELAY_HEX} {group_id.hex()}:{row['seq']}"
 
@@ -132,8 +115,8 @@ async def test_both_wake_and_chain(world: World, migrated_database: str) -> None
 async def test_an_id_that_is_being_used_is_told(world: World, migrated_database: str) -> None:
     """Two groups, one id: whoever comes second waits for the first one's end, and is refused by the index."""
     ann = await world.person("ann")
-    post = post_by(ann, await world.group(ann), Kind.THREAD_POSTED)
-    twin = replace(post_by(ann, await world.group(ann), Kind.THREAD_POSTED), object_id=post.object_id)
+    post = post_of(ann, await world.group(ann))
+    twin = replace(post_of(ann, await world.group(ann)), object_id=post.object_id)
     async with connected(migrated_database) as other:
         async with world.sql.transaction():
             assert isinstance((await append_posts(world.sql, RELAY_HEX, [post]))[0], Appended)

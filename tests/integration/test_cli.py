@@ -19,8 +19,7 @@ import asyncpg
 import bcrypt
 import pytest
 
-from orbital_protocol import ZERO_ID, frames
-from orbital_protocol.chain import content_hash, field_hash
+from orbital_protocol import frames
 from orbital_protocol.codes import CloseCode, Kind, Role
 from orbital_relay import hints, token_keys
 from orbital_relay.commands import check, probe
@@ -29,11 +28,11 @@ from orbital_relay.media.base import StoreError
 from orbital_relay.media.local import LocalStore
 from orbital_relay.store import facts, migrate, posts
 from orbital_relay.store.pool import Connection, PoolSettings, connect
-from orbital_relay.store.posts import Appended, Post
+from orbital_relay.store.posts import Appended
 from tests.commands import LIMIT_S, given_settings, orbital, orbital_process
 from tests.files import File, upload
 from tests.forks import Ran
-from tests.people import Person, connected, enroll, found_group, new_id
+from tests.people import Person, connected, enroll, found_group, new_id, post_of
 from tests.postgres import TestPostgres
 from tests.relays import TOKEN_KEY, RunningRelay, media_dir_of, running_relay
 from tests.swift import Swift
@@ -48,23 +47,10 @@ def text_of(raw: bytes) -> str:
 
 async def post_thread(connection: Connection, author: Person, group_id: bytes, body: bytes = b"ciphertext") -> bytes:
     """Append a thread as the relay does; its id."""
-    thread_id = new_id()
-    hashes = [field_hash(b"title"), field_hash(body)]
-    post = Post(
-        group_id=group_id,
-        kind=Kind.THREAD_POSTED,
-        object_id=thread_id,
-        parent_id=None,
-        author_id=author.user_id,
-        key_epoch=1,
-        encrypted_title=b"title",
-        encrypted_body=body,
-        field_hashes=b"".join(hashes),
-        content_hash=content_hash(ZERO_ID, hashes),
-    )
+    post = post_of(author, group_id, body=body)
     [outcome] = await posts.append_posts(connection, "ab" * 16, [post])
     assert isinstance(outcome, Appended)
-    return thread_id
+    return post.object_id
 
 
 @asynccontextmanager

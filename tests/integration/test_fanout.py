@@ -14,8 +14,8 @@ from orbital_protocol.frames import Event
 from orbital_protocol.statements import MemberRemoved
 from orbital_relay.store.pool import Connection
 from tests import people
-from tests.people import Person, admit, connected, enroll, found_group, says
-from tests.readers import DataPath, Reader, append, data_path, post_of
+from tests.people import Person, admit, connected, enroll, found_group, post_of, says
+from tests.readers import DataPath, Reader, append, data_path
 from tests.talk import check_steps
 
 

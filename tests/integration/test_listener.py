@@ -15,9 +15,9 @@ from orbital_relay.errors import Unavailable
 from orbital_relay.listener import Hears, Listener
 from orbital_relay.metrics import Metrics, WakeSource
 from orbital_relay.store.pool import Connection, Database, PoolSettings
-from tests.people import Person, connected, enroll, found_group, new_id
+from tests.people import Person, connected, enroll, found_group, new_id, post_of
 from tests.proxy import NOTIFICATION, Proxy, proxied
-from tests.readers import append, post_of
+from tests.readers import append
 
 LIMIT_S = 15
 RELAY_HEX = "ef" * 16

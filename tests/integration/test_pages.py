@@ -13,8 +13,8 @@ from orbital_relay.handlers.posts import Posts
 from orbital_relay.store import events as event_store
 from orbital_relay.store.events import Page
 from orbital_relay.store.pool import Connection, Database, PoolSettings
-from tests.people import Person, connected, enroll, found_group
-from tests.readers import append, post_of
+from tests.people import Person, connected, enroll, found_group, post_of
+from tests.readers import append
 from tests.worlds import LIMITS, FakePeer
 
 REPLIES = 30

@@ -16,8 +16,8 @@ from orbital_relay.errors import LimitExceeded
 from orbital_relay.ring import header_of
 from orbital_relay.store import events as event_store
 from orbital_relay.store.pool import Connection
-from tests.people import Person, connected, enroll, found_group
-from tests.readers import DataPath, append, data_path, post_of
+from tests.people import Person, connected, enroll, found_group, post_of
+from tests.readers import DataPath, append, data_path
 from tests.talk import check_steps
 from tests.worlds import LIMITS
 

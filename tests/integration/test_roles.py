@@ -9,14 +9,11 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from orbital_protocol import ZERO_ID
-from orbital_protocol.chain import content_hash, field_hash
-from orbital_protocol.codes import Kind
 from orbital_relay import admin
 from orbital_relay.store import migrate, operators, posts
-from orbital_relay.store.posts import Appended, Post
+from orbital_relay.store.posts import Appended
 from orbital_relay.store.queries import sql_dir
-from tests.people import connected, enroll, found_group, new_id
+from tests.people import connected, enroll, found_group, post_of
 from tests.relays import running_relay
 
 LIMIT_S = 10
@@ -64,21 +61,7 @@ async def test_a_relays_work_is_done_as_orbital_user(owned: str) -> None:
         alice, bob = await enroll(connection, "alice"), await enroll(connection, "bob")
         group = await found_group(connection, alice, bob)
         body = b"ciphertext"
-        one, *batch = [
-            Post(
-                group_id=group,
-                kind=Kind.THREAD_POSTED,
-                object_id=new_id(),
-                parent_id=None,
-                author_id=bob.user_id,
-                key_epoch=1,
-                encrypted_title=body,
-                encrypted_body=body,
-                field_hashes=field_hash(body) * 2,
-                content_hash=content_hash(ZERO_ID, [field_hash(body)] * 2),
-            )
-            for _ in range(3)
-        ]
+        one, *batch = [post_of(bob, group, body=body) for _ in range(3)]
         for appended in ([one], batch):
             outcomes = await posts.append_posts(connection, "ab" * 16, appended)
             assert [type(outcome) for outcome in outcomes] == [Appended] * len(appended)

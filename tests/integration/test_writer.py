@@ -16,9 +16,9 @@ from orbital_relay.metrics import Metrics
 from orbital_relay.store.pool import Connection, PoolSettings
 from orbital_relay.store.posts import Appended, Outcome, Post
 from orbital_relay.writer import Lane, Writer
-from tests.people import Person, connected, enroll, found_group, new_id
+from tests.people import Person, connected, enroll, found_group, new_id, post_of
 from tests.proxy import Proxy, proxied
-from tests.readers import DataPath, append, data_path, post_of
+from tests.readers import DataPath, append, data_path
 
 LIMIT_S = 15
 LANE_HEX = "cd" * 16
