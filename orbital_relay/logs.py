@@ -10,7 +10,6 @@ places of its frames are printed, never its message or its variables, which may 
 """
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -22,6 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, cast
 
+import msgspec
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
@@ -339,11 +339,11 @@ def _type_name(error: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+_encode: Final = msgspec.json.Encoder().encode
 
 
 def _json(_logger: WrappedLogger, _method: str, kept: EventDict) -> str:
-    return _encode(kept)
+    return _encode(kept).decode()
 
 
 def _console(*, colors: bool) -> list[Processor]:
