@@ -30,22 +30,24 @@ async def measure(plan: Plan) -> Result:
     )
     rates: list[float] = []
     waits: list[float] = []
+    longest: list[float] = []
     async with running_postgres("storm") as postgres:
         population = await populate(postgres.dsn, users=CLIENTS + 1, groups=_GROUPS + 1, members=_members)
         await add_replies(postgres.dsn, population.places[:_GROUPS], MISSED, _BODY_BYTES)
         for number in range(1, plan.runs + 1):
             await postgres.execute("CHECKPOINT")
-            rate, p99_ms, told_to_wait = await _run(postgres, population)
+            rate, waited_ms, told_to_wait = await _run(postgres, population)
             rates.append(rate)
-            waits.append(p99_ms)
+            waits.append(percentile(waited_ms, 0.99))
+            longest.append(waited_ms[-1])
             say(
-                f"  run {number}: {rate:,.0f} resumes/s, p99 of the bystander {p99_ms:.0f} ms;"
-                f" {told_to_wait:,} were told to come back later"
+                f"  run {number}: {rate:,.0f} resumes/s, p99 of the bystander {waits[-1]:.0f} ms, at most"
+                f" {longest[-1]:.0f} ms; {told_to_wait:,} were told to come back later"
             )
     ours = {"resumes_a_second": median(rates), "bystander_p99_ms": median(waits)}
     met = ours["resumes_a_second"] >= BAR_RESUMES_A_SECOND and ours["bystander_p99_ms"] <= BAR_P99_MS
     bar = {"resumes_a_second": BAR_RESUMES_A_SECOND, "bystander_p99_ms": BAR_P99_MS}
-    return Result("storm", ours, None, None, bar, met)
+    return Result("storm", ours, None, None, bar, met, {"bystander_max_ms": round(max(longest), 1)})
 
 
 def _members(group: int) -> list[int]:
@@ -66,7 +68,8 @@ def hello(population: Population, user: int) -> bytes:
     return wire.masked(codec.encode(authenticate)) + wire.masked(codec.encode(subscribe))
 
 
-async def _run(postgres: Postgres, population: Population) -> tuple[float, float, int]:
+async def _run(postgres: Postgres, population: Population) -> tuple[float, list[float], int]:
+    """Resumes a second, the bystander's waits in order, and how many were told to come back later."""
     coming = {
         "requests": [hello(population, user).hex() for user in range(CLIENTS)],
         "events": GROUPS_EACH * MISSED,
@@ -90,5 +93,5 @@ async def _run(postgres: Postgres, population: Population) -> tuple[float, float
         came = await returners.answer(_GRACE_S)
         await bystander.tell({"stop": True})
         stood = await bystander.answer(_GRACE_S)
-    p99_ms = percentile(sorted(stood["acked_us"]), 0.99) / 1000
-    return CLIENTS / float(came["seconds"]), p99_ms, int(came["told_to_wait"])
+    waited_ms = sorted(waited_us / 1000 for waited_us in stood["acked_us"])
+    return CLIENTS / float(came["seconds"]), waited_ms, int(came["told_to_wait"])

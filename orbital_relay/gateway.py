@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -27,11 +27,12 @@ from orbital_protocol.codes import CloseCode, ErrorCode
 from orbital_protocol.frames import Error, GoAway
 from orbital_relay import logs
 from orbital_relay.errors import StartupError
+from orbital_relay.handshakes import Handshake, Handshakes
 from orbital_relay.heartbeat import Heartbeat
 from orbital_relay.limits import network_of
 from orbital_relay.registry import Registry
 from orbital_relay.session import Services, Session
-from orbital_relay.websocket import Socket
+from orbital_relay.websocket import Beginning, Socket
 
 logger = logs.get()
 
@@ -39,6 +40,7 @@ _TLS_TIMEOUT_S: Final = 10
 _GOAWAY_SPREAD_MS: Final = 3_000
 _BACKLOG: Final = 4096  # the kernel's own limit is net.core.somaxconn
 _ACCEPTED_A_TURN: Final = 8
+_STARTED_A_TURN: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class Gateway:
         self._per_address: Counter[str] = Counter()  # by network_of the address
         self._servers: list[asyncio.Server] = []
         self._ending: set[asyncio.Task[None]] = set()  # of sessions that are over
+        self._arrived: deque[Socket] = deque()  # those that are to start
+        self._handshakes = Handshakes()
         self._is_draining = False
         allowed = [Origin(origin) for origin in settings.origins]
         self._origins = [*allowed, None] if settings.allow_no_origin else allowed
@@ -123,13 +127,16 @@ class Gateway:
         self._servers.append(server)
 
     def _make_socket(self) -> Socket:
-        protocol = ServerProtocol(
+        return Socket(self, asyncio.get_running_loop())
+
+    def _make_protocol(self, state: State) -> ServerProtocol:
+        return ServerProtocol(
             origins=self._origins,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
             select_subprotocol=_select_subprotocol,
+            state=state,
             max_size=self._settings.max_unauthenticated_frame_bytes,
         )
-        return Socket(self, protocol, asyncio.get_running_loop())
 
     async def drain(self, timeout_s: float) -> None:
         """Stop accepting, say goodbye, let what is under way finish, close 4000; cut what is left after the limit."""
@@ -137,7 +144,7 @@ class Gateway:
         for server in self._servers:
             server.close()
         for socket in tuple(self._sockets):
-            if socket.protocol.state is State.CONNECTING:
+            if socket.is_connecting:
                 socket.transport.abort()  # strangers who haven't said what they want hold up nothing
         for session in self._registry:
             session.quiesce()
@@ -170,8 +177,44 @@ class Gateway:
         self._sockets[socket] = None
         return True
 
+    def arrived(self, socket: Socket) -> None:
+        """Let a connection start soon. Thousands may have sent something by the time that the loop looks, and it reads
+        from all of them before it does anything else: everybody would wait until the last of them has started."""
+        if not self._arrived:
+            asyncio.get_running_loop().call_soon(self._start_some)
+        self._arrived.append(socket)
+
+    def _start_some(self) -> None:
+        try:
+            for _ in range(min(_STARTED_A_TURN, len(self._arrived))):
+                socket = self._arrived.popleft()
+                try:
+                    socket.start()
+                except Exception:  # a defect, of which the loop will tell
+                    socket.transport.abort()
+                    raise
+        finally:
+            if self._arrived:
+                asyncio.get_running_loop().call_soon(self._start_some)
+
+    def begin(self, socket: Socket, data: bytes) -> Beginning:
+        """What becomes of a connection's first bytes."""
+        socket.handshake = handshake = Handshake.of(data)
+        answer = None if handshake is None or self._is_draining else self._handshakes.recall(handshake)
+        if handshake is not None and answer is not None:
+            socket.address = self._address(socket, handshake.forwarded)
+            if not self._is_crowded(socket.address):
+                protocol = self._make_protocol(State.OPEN)
+                protocol.subprotocol = answer.subprotocol
+                return Beginning(protocol, answer.to(handshake), handshake.size)
+        return Beginning(self._make_protocol(State.CONNECTING))
+
     def answer(self, socket: Socket, request: Request) -> Response:
         """Answer a handshake; whoever asks for another version of the protocol is told which one is spoken here."""
+        forwarded = ",".join(request.headers.get_all("X-Forwarded-For"))
+        if socket.handshake is not None and socket.handshake.forwarded != forwarded:
+            socket.handshake = None  # it is not written as others are
+        socket.address = self._address(socket, forwarded)
         response = self._refusal(socket, request) or socket.protocol.accept(request)
         if response.status_code == HTTPStatus.BAD_REQUEST:
             response.headers["Sec-WebSocket-Version"] = "13"
@@ -180,22 +223,23 @@ class Gateway:
     def _refusal(self, socket: Socket, request: Request) -> Response | None:
         if self._is_draining:
             return socket.protocol.reject(HTTPStatus.SERVICE_UNAVAILABLE, "The relay is shutting down.\n")
-        address = socket.address = self._address(socket, request)
-        if self._per_address[network_of(address)] >= self._settings.connections_per_address:
-            logger.info("connection.rejected", address=address, reason="address")
+        if self._is_crowded(socket.address):
+            logger.info("connection.rejected", address=socket.address, reason="address")
             return socket.protocol.reject(HTTPStatus.TOO_MANY_REQUESTS, "Too many connections from this address.\n")
         if len(request.headers.get_all("Host")) != 1:
             return socket.protocol.reject(HTTPStatus.BAD_REQUEST, "A request names its host, once.\n")
         return None
 
-    def _address(self, socket: Socket, request: Request) -> str:
+    def _is_crowded(self, address: str) -> bool:
+        return self._per_address[network_of(address)] >= self._settings.connections_per_address
+
+    def _address(self, socket: Socket, forwarded: str) -> str:
         """The client's address: the last one in X-Forwarded-For that no trusted proxy added."""
         name = socket.transport.get_extra_info("peername")
         peer = str(name[0]) if name else ""
         if not self._is_trusted(peer):
             return peer
-        forwarded = ",".join(request.headers.get_all("X-Forwarded-For")).split(",")
-        for candidate in reversed([part.strip() for part in forwarded if part.strip()]):
+        for candidate in reversed([part.strip() for part in forwarded.split(",") if part.strip()]):
             if _parse_address(candidate) is None:
                 break
             peer = candidate
@@ -210,6 +254,11 @@ class Gateway:
         return address is not None and any(address in network for network in self._settings.trusted_proxies)
 
     # ── serving ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def let_in(self, socket: Socket, greeting: bytes) -> None:
+        """Remember how a handshake that had to be parsed was answered."""
+        if socket.handshake is not None:
+            self._handshakes.remember(socket.handshake, greeting, socket.protocol.subprotocol)
 
     def opened(self, socket: Socket) -> None:
         """Serve a connection whose handshake is done."""

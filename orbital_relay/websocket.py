@@ -9,13 +9,14 @@ doesn't read, and a close that does not wait for a reader who isn't there (docs/
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import Final, NamedTuple, Protocol, cast
 
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from orbital_protocol.codes import CloseCode
+from orbital_relay.handshakes import Handshake
 from orbital_relay.incoming import Incoming, Message
 from orbital_relay.outbox import Outbox
 
@@ -26,14 +27,31 @@ _WRITE_HIGH_BYTES: Final = 64 * 1024
 _AHEAD_BYTES: Final = 64 * 1024  # of messages that nobody has taken yet
 
 
+class Beginning(NamedTuple):
+    """A connection's protocol. Where its handshake needs no parsing: the answer to it, and how many bytes it has."""
+
+    protocol: ServerProtocol
+    greeting: bytes = b""
+    size: int = 0
+
+
 class Host(Protocol):
     """Who lets sockets in, and serves them."""
 
     def admit(self, socket: "Socket") -> bool:
         """Whether there is room for a TCP connection."""
 
+    def arrived(self, socket: "Socket") -> None:
+        """The first bytes have come: have it `start` soon."""
+
+    def begin(self, socket: "Socket", data: bytes) -> "Beginning":
+        """What becomes of the first bytes."""
+
     def answer(self, socket: "Socket", request: Request) -> Response:
         """What a handshake is answered with."""
+
+    def let_in(self, socket: "Socket", greeting: bytes) -> None:
+        """A handshake that had to be parsed was answered so."""
 
     def opened(self, socket: "Socket") -> None:
         """The handshake is done: `attach` whoever takes the messages."""
@@ -46,14 +64,18 @@ class Socket(asyncio.Protocol):
     """A server's connection, which is written to through an outbox."""
 
     transport: asyncio.Transport
+    protocol: ServerProtocol  # once it has started
 
-    def __init__(self, host: Host, protocol: ServerProtocol, loop: asyncio.AbstractEventLoop) -> None:
-        self.protocol = protocol
+    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.address = ""  # the client's, once its request has been read
+        self.handshake: Handshake | None = None  # while it is being answered
         self.heard_at = self.opened_at = loop.time()
         self._host = host
-        self._incoming = Incoming(protocol)
+        self._incoming: Incoming
+        self._has_started = False
+        self._first = b""  # what came before it has
+        self._has_paused = False  # reading of that
         self._outbox: Outbox | None = None
         self._received: Callable[[], None] | None = None
         self._greeting = b""  # the answer to the handshake, which leaves with what is said first
@@ -87,6 +109,11 @@ class Socket(asyncio.Protocol):
                 self._is_ahead = False
                 self._resume_reading()
         return self._ready.pop()
+
+    @property
+    def is_connecting(self) -> bool:
+        """Whether the handshake is still to come, or to be finished."""
+        return not self._has_started or self.protocol.state is State.CONNECTING
 
     @property
     def is_reading(self) -> bool:
@@ -146,6 +173,17 @@ class Socket(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Any received byte is a sign of life."""
         self.heard_at = self.loop.time()
+        if self._has_started:
+            self._take_in(data)
+            return
+        if not self._first:
+            self._host.arrived(self)
+        self._first += data
+        if len(self._first) > _AHEAD_BYTES and not self._has_paused:
+            self._has_paused = True
+            self._pause_reading()
+
+    def _take_in(self, data: bytes) -> None:
         for come in self._incoming.feed(data):
             if isinstance(come, Request):
                 self._shake_hands(come)
@@ -166,6 +204,7 @@ class Socket(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """The other side says no more; the transport closes."""
+        self.start()
         self.protocol.receive_eof()
         self._send(self.protocol.data_to_send())
         self._look_at_state()
@@ -187,7 +226,8 @@ class Socket(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody must wait any more: for room, for the end."""
         del exc
-        self.protocol.receive_eof()
+        if self._has_started:
+            self.protocol.receive_eof()
         self._is_lost = True
         if self._deadline is not None:
             self._deadline.cancel()
@@ -200,6 +240,20 @@ class Socket(asyncio.Protocol):
 
     # ── the handshake ───────────────────────────────────────────────────────────────────────────────────────────────
 
+    def start(self) -> None:
+        """Take the first bytes, unless they have been taken, or nobody is there any more."""
+        if self._has_started or self._is_lost:
+            return
+        self._has_started = True
+        first, self._first = self._first, b""
+        self.protocol, greeting, size = self._host.begin(self, first)
+        self._incoming = Incoming(self.protocol)
+        if greeting:
+            self._open(greeting)
+        if self._has_paused:
+            self._resume_reading()
+        self._take_in(first[size:])
+
     def _shake_hands(self, request: Request) -> None:
         self.protocol.send_response(self._host.answer(self, request))
         request.headers.clear()  # the parser keeps the request for as long as the connection lives
@@ -207,11 +261,17 @@ class Socket(asyncio.Protocol):
         if self.protocol.state is not State.OPEN:
             self._send(pieces)
             return
+        greeting = b"".join(pieces)
+        self._host.let_in(self, greeting)
+        self._open(greeting)
+
+    def _open(self, greeting: bytes) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        self.handshake = None
         self.opened_at = self.heard_at
-        self._greeting = b"".join(pieces)
+        self._greeting = greeting
         self._host.opened(self)
 
     # ── the rest ────────────────────────────────────────────────────────────────────────────────────────────────────

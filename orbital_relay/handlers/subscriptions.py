@@ -37,7 +37,7 @@ from orbital_relay.store.pool import Connection, Database
 from orbital_relay.store.retries import retried
 
 _STATEMENTS_AT_ONCE: Final = 2
-_GROUPS_A_STATEMENT: Final = 80
+_GROUPS_A_STATEMENT: Final = 320
 
 GroupHeads: TypeAlias = Batcher[Standing, list[CursorRow]]
 """Where groups stand, looked up together for many who ask at once."""

@@ -115,6 +115,7 @@ async def test_any_other_origin_and_none_may_not(relay: RunningRelay, headers: l
         (["203.0.113.9, unknown"], "127.0.0.1"),
         (["203.0.113.9:1234"], "127.0.0.1"),
         (["10.9.9.9, 10.1.2.3"], "10.9.9.9"),
+        (["203.0.113.9 "], "203.0.113.9"),
         ([""], "127.0.0.1"),
         ([], "127.0.0.1"),
     ],
@@ -123,11 +124,22 @@ async def test_any_other_origin_and_none_may_not(relay: RunningRelay, headers: l
 async def test_the_address_is_the_last_one_that_no_trusted_proxy_added(
     relay: RunningRelay, forwarded: list[str], address: str
 ) -> None:
-    """Whatever stands before it may have been made up by the client."""
-    relay.log.clear()
+    """Whatever stands before it may have been made up by the client. The second time it is a handshake like another."""
     headers = [f"Origin: {HERE}", *(f"X-Forwarded-For: {value}" for value in forwarded)]
-    async with raw_socket(relay.port, headers=headers):
-        assert (await relay.logged("connection.opened"))["address"] == address
+    for _ in range(2):
+        relay.log.clear()
+        async with raw_socket(relay.port, headers=headers):
+            assert (await relay.logged("connection.opened"))["address"] == address
+
+
+async def test_the_address_is_read_from_headers_however_they_are_written(relay: RunningRelay) -> None:
+    """The first handshake of each two is parsed, the second is like it."""
+    for name in ("X-Forwarded-For", "x-forwarded-for", "X-FORWARDED-FOR"):
+        for address in ("203.0.113.1", "203.0.113.1", "198.51.100.3", "198.51.100.3"):
+            relay.log.clear()
+            headers = [f"Origin: {HERE}", "X-Forwarded-For: 192.0.2.77", f"{name}: {address}"]
+            async with raw_socket(relay.port, headers=headers):
+                assert (await relay.logged("connection.opened"))["address"] == address
 
 
 # ── caps ────────────────────────────────────────────────────────────────────────────────────────────────────────────

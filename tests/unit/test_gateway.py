@@ -1,0 +1,80 @@
+"""The gateway's own order: how many connections start in one turn of the loop."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from orbital_relay.gateway import Gateway, GatewaySettings
+from orbital_relay.heartbeat import Heartbeat
+from orbital_relay.metrics import Metrics
+from orbital_relay.registry import Registry
+from orbital_relay.session import Services
+from orbital_relay.websocket import Socket
+
+LIMIT_S = 5
+MANY = 100
+
+
+class Newcomer:
+    """A connection of which something has come; starting it does nothing, or fails."""
+
+    def __init__(self, gateway: Gateway, *, fails: bool = False) -> None:
+        self.has_started = False
+        self.is_cut = False
+        self.transport = SimpleNamespace(abort=self._abort)
+        self._fails = fails
+        gateway.arrived(cast(Socket, self))
+
+    def start(self) -> None:
+        if self._fails:
+            raise ValueError("a defect")
+        self.has_started = True
+
+    def _abort(self) -> None:
+        self.is_cut = True
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    settings = GatewaySettings(
+        host="127.0.0.1",
+        port=0,
+        ssl_context=None,
+        origins=(),
+        allow_no_origin=True,
+        trusted_proxies=(),
+        connections_max=MANY,
+        connections_per_address=MANY,
+        unauthenticated_max=MANY,
+        max_unauthenticated_frame_bytes=1024,
+    )
+    services = cast(Services, SimpleNamespace(registry=Registry(), metrics=Metrics()))
+    return Gateway(settings, services, cast(Heartbeat, None), lambda: None)
+
+
+async def turns_until_all(newcomers: list[Newcomer]) -> list[int]:
+    """How many had started after each turn of the loop."""
+    counts = []
+    async with asyncio.timeout(LIMIT_S):
+        while not all(newcomer.has_started or newcomer.is_cut for newcomer in newcomers):
+            await asyncio.sleep(0)
+            counts.append(sum(newcomer.has_started for newcomer in newcomers))
+    return counts
+
+
+async def test_who_comes_with_thousands_of_others_leaves_the_loop_to_others(gateway: Gateway) -> None:
+    newcomers = [Newcomer(gateway) for _ in range(MANY)]
+    counts = await turns_until_all(newcomers)
+    assert len(counts) > MANY // 20
+    assert [newcomer.has_started for newcomer in newcomers[: counts[0]]] == [True] * counts[0]
+
+
+async def test_one_who_cannot_start_is_cut_and_the_others_start(gateway: Gateway) -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    newcomers = [Newcomer(gateway, fails=number == 3) for number in range(MANY)]
+    await turns_until_all(newcomers)
+    assert [number for number, newcomer in enumerate(newcomers) if newcomer.is_cut] == [3]
+    assert [type(context["exception"]) for context in told] == [ValueError]
