@@ -1,6 +1,6 @@
 """Growth: what a post and a resume cost with few and with many groups, and with few and with many stored replies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final
@@ -30,13 +30,17 @@ _GRACE_S: Final = 120
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Microseconds a post at the fastest ingest, and a resume of one group with ten missed events."""
+    """Microseconds a post at the fastest ingest, and a resume of one group with ten missed events.
+
+    A resume as one of twenty of the same group, and where few or none resume the same.
+    """
 
     post_us: float
     resume_us: float
+    apart_us: float
 
     def __str__(self) -> str:
-        return f"{self.post_us:.1f} us a post, {self.resume_us:.0f} us a resume"
+        return f"{self.post_us:.1f} us a post, {self.resume_us:.0f} us a resume ({self.apart_us:.0f} apart)"
 
 
 async def measure(plan: Plan) -> Result:
@@ -64,19 +68,30 @@ async def measure(plan: Plan) -> Result:
 
 
 async def _populate(postgres: Postgres, groups: int) -> Population:
+    users: dict[int, set[int]] = {}
+    for user in range(_RESUMES):
+        for group_of in (_together, _apart):
+            users.setdefault(group_of(user, groups), set()).add(_POSTERS + user)
+
     def members(group: int) -> list[int]:
-        return [*range(_POSTERS), *(_POSTERS + user for user in range(_RESUMES) if _group_of(user, groups) == group)]
+        return [*range(_POSTERS), *sorted(users.get(group, ()))]
 
     return await populate(postgres.dsn, users=_POSTERS + _RESUMES, groups=groups, members=members)
 
 
-def _group_of(user: int, groups: int) -> int:
-    """The group that somebody resumes: spread over all there are."""
+def _together(user: int, groups: int) -> int:
+    """The group that somebody resumes, one of as many as there are few: they are read for as many, however many there
+    are."""
+    return user % _FEW_GROUPS * (groups // _FEW_GROUPS)
+
+
+def _apart(user: int, groups: int) -> int:
+    """The group that somebody resumes, spread over all there are."""
     return user * groups // _RESUMES % groups
 
 
 def _middle(runs: Sequence[Costs]) -> Costs:
-    return Costs(median(run.post_us for run in runs), median(run.resume_us for run in runs))
+    return Costs(*(median(getattr(run, name) for run in runs) for name in ("post_us", "resume_us", "apart_us")))
 
 
 def _judge(few: Costs, many: Costs, full: Costs) -> Result:
@@ -93,6 +108,7 @@ def _judge(few: Costs, many: Costs, full: Costs) -> Result:
         ratios,
         BAR,
         all(ratio <= BAR for ratio in ratios.values()),
+        {"apart_us": {"few": round(few.apart_us), "many": round(many.apart_us), "full": round(full.apart_us)}},
     )
 
 
@@ -100,12 +116,13 @@ async def _costs(postgres: Postgres, population: Population, seconds: float) -> 
     await postgres.execute("CHECKPOINT")
     rate = await ingest.posts_a_second(postgres, population, seconds)
     await postgres.execute("CHECKPOINT")
-    return Costs(1e6 / rate, await _resume_us(postgres, population))
+    together_us = await _resume_us(postgres, population, _together)
+    return Costs(1e6 / rate, together_us, await _resume_us(postgres, population, _apart))
 
 
-async def _resume_us(postgres: Postgres, population: Population) -> float:
+async def _resume_us(postgres: Postgres, population: Population, group_of: Callable[[int, int], int]) -> float:
     """Clients that come one after the other, some at a time, each for one group."""
-    places = [population.places[_group_of(user, len(population.places))] for user in range(_RESUMES)]
+    places = [population.places[group_of(user, len(population.places))] for user in range(_RESUMES)]
     cursors = await _cursors(postgres, places)
     task = {
         "requests": [

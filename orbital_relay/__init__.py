@@ -15,7 +15,7 @@ A frame's way, file by file:
     listener      hears what other relays commit, sweeps; `hints` are the payloads, `reactions` what is done about them
     fanout        one event to many outboxes, contiguous; `ring` holds what was just committed here
     outbox        the bounded queue of one connection: one write a tick
-    replay        subscribe and resume: pages from the store, joins fan-out's live set
+    replay        subscribe and resume: pages from the store (`pages` keeps some for others), joins fan-out's live set
     batcher       what many ask of the database at once, in one statement
 
 Around it:

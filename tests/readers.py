@@ -130,10 +130,14 @@ class Reader:
 
     async def ask(self, groups: list[SubscribeGroup], kinds: list[int] | None = None) -> frames.SubscribeOk:
         answer = await self._live.subscribe(self, frames.Subscribe(id=next(self._ids), groups=groups, kinds=kinds))  # type: ignore[arg-type]
+        self.answered()
+        return answer
+
+    def answered(self) -> None:
+        """The answer has been queued: what was to happen after it does."""
         callbacks, self._after_answer = self._after_answer, []
         for callback in callbacks:
             callback()
-        return answer
 
     async def from_start(self, group_id: bytes, kinds: list[int] | None = None) -> Self:
         """Subscribe from the log's beginning and wait until that is live."""

@@ -29,7 +29,7 @@ from orbital_relay.store.sessions import ClaimedSession, SessionRow
 
 _NEVER: Final = 2**53 - 1
 _STATEMENTS_AT_ONCE: Final = 2
-_CLAIMS_A_STATEMENT: Final = 64
+_CLAIMS_A_STATEMENT: Final = 16
 
 logger = logs.get()
 

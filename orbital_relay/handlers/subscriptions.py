@@ -37,7 +37,7 @@ from orbital_relay.store.pool import Connection, Database
 from orbital_relay.store.retries import retried
 
 _STATEMENTS_AT_ONCE: Final = 2
-_GROUPS_A_STATEMENT: Final = 320
+_GROUPS_A_STATEMENT: Final = 80
 
 GroupHeads: TypeAlias = Batcher[Standing, list[CursorRow]]
 """Where groups stand, looked up together for many who ask at once."""
@@ -104,7 +104,11 @@ class Live:
             raise
         verdicts = [_verdict(caller, group, row) for group, row in zip(wanted.values(), rows, strict=True)]
         subscriptions.unwatch([v.group_id for v in verdicts if v.status != "resumed"])
-        starts = [Start(v.group_id, v.seq, v.hash) for v in verdicts if v.status == "resumed"]
+        starts = [
+            Start(v.group_id, v.seq, v.hash, row.seq)
+            for v, row in zip(verdicts, rows, strict=True)
+            if v.status == "resumed"
+        ]
         kinds = None if request.kinds is None else frozenset(request.kinds)
         peer.after_answer(lambda: subscriptions.begin(caller.user_id, starts, kinds))
         return SubscribeOk(id=request.id, groups=verdicts)

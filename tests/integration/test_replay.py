@@ -1,7 +1,7 @@
 """Replay on a real database: from any cursor, at the reader's pace, into the live set without a hole or a repeat."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,8 +16,9 @@ from orbital_relay.errors import LimitExceeded
 from orbital_relay.ring import header_of
 from orbital_relay.store import events as event_store
 from orbital_relay.store.pool import Connection
+from orbital_relay.store.queries import query
 from tests.people import Person, connected, enroll, found_group, post_of
-from tests.readers import DataPath, append, data_path
+from tests.readers import LIMIT_S, DataPath, append, data_path
 from tests.talk import check_steps
 from tests.worlds import LIMITS
 
@@ -312,6 +313,95 @@ async def test_a_read_for_many_gives_nothing_of_a_group_to_who_is_no_member(scen
     assert zoes is None
     assert nothing is not None
     assert (nothing.events, nothing.last_seq) == ([], 2)
+
+
+# ── what was read for others ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many stretches each statement that read for replays asked for."""
+    asked: list[int] = []
+    read = event_store.read_replay
+
+    async def counting(
+        connection: Connection, wanted: Sequence[tuple[bytes, bytes, int]], *, limit: int, limit_bytes: int
+    ) -> list[event_store.Stretch | None]:
+        asked.append(len(wanted))
+        return await read(connection, wanted, limit=limit, limit_bytes=limit_bytes)
+
+    monkeypatch.setattr(event_store, "read_replay", counting)
+    return asked
+
+
+async def test_who_comes_soon_after_others_gets_what_was_read_for_them(scene: Scene, reads: list[int]) -> None:
+    """Also page by page, and filtered; whoever has missed nothing makes nobody read."""
+    group_id = scene.group_ids[0]
+    await scene.post(250)
+    first = await scene.path.reader(scene.ann).from_start(group_id)
+    log = first.events(group_id)
+    assert reads == [1, 1, 1]
+    second = await scene.path.reader(scene.bob).from_start(group_id)
+    assert second.wire.pushes == first.wire.pushes
+    filtering = await scene.path.reader(scene.bob).from_start(group_id, kinds=[])
+    assert filtering.events(group_id) == [*log[:2], *(header_of(event) for event in log[2:])]
+    at_head = scene.path.reader(scene.bob)
+    await at_head.subscribe(group_id, log[-1].seq, log[-1].hash)
+    await at_head.live(group_id)
+    assert at_head.events(group_id) == []
+    assert reads == [1, 1, 1]
+    [event] = await scene.post(1, announce=True)
+    for reader in (second, at_head):
+        assert (await reader.has(group_id, event.seq))[-1] == event
+
+
+async def test_what_has_been_erased_since_is_given_to_nobody(scene: Scene, reads: list[int]) -> None:
+    """An erasure is an event: the log is another one then."""
+    group_id = scene.group_ids[0]
+    _, post, _ = await scene.post(3)
+    await scene.path.reader(scene.ann).from_start(group_id)
+    async with scene.sql.transaction():
+        await scene.sql.execute(query("erase_post"), post.object_id)
+        await scene.sql.execute(
+            "SELECT append_relay_event_v1($1, $2, 5::SMALLINT, $3, FALSE)", "00" * 16, group_id, scene.ann.user_id
+        )
+    reader = await scene.path.reader(scene.bob).from_start(group_id)
+    assert reader.events(group_id) == await event_store.read_events(scene.sql, group_id, 0, 100)
+    assert [event.encrypted_body for event in reader.events(group_id) if event.seq == post.seq] == [None]
+    assert reads == [1, 1]
+
+
+async def test_a_log_that_has_gone_on_meanwhile_is_read_on(scene: Scene, reads: list[int]) -> None:
+    """Others are further than the page that was kept: what is between comes from the store."""
+    group_id = scene.group_ids[0]
+    await scene.post(3)
+    first = await scene.path.reader(scene.ann).from_start(group_id)
+    reader = scene.path.reader(scene.bob)
+    request = frames.Subscribe(id=1, groups=[start_of(group_id)])
+    await scene.path.live.subscribe(reader, request)  # type: ignore[arg-type]
+    posted = await scene.post(2, announce=True)
+    await first.has(group_id, posted[-1].seq)
+    reader.answered()
+    await reader.live(group_id)
+    assert reader.events(group_id) == first.events(group_id)
+    assert reads == [1, 1]
+    [event] = await scene.post(1, announce=True)
+    assert (await reader.has(group_id, event.seq))[-1] == event
+    check_steps(reader.events(group_id))
+
+
+async def test_a_connection_that_is_closing_stops_nobody(scene: Scene) -> None:
+    """Its reader takes nothing any more, and the end has not come yet."""
+    group_id = scene.group_ids[0]
+    await scene.post(100, body=bytes(8 * 1024))
+    reader = scene.path.reader(scene.bob, OUTBOX_BYTES)
+    reader.stall()
+    reader.wire.closing = True
+    await reader.subscribe(group_id, 0, ZERO_HASH)
+    async with asyncio.timeout(LIMIT_S):
+        while reader.outbox.is_low:
+            await asyncio.sleep(0.01)
+        await scene.path.reader(scene.ann).from_start(group_id)
 
 
 # ── the database away ───────────────────────────────────────────────────────────────────────────────────────────────
