@@ -205,6 +205,8 @@ class Socket(asyncio.Protocol):
     def eof_received(self) -> None:
         """The other side says no more; the transport closes."""
         self.start()
+        if not self._has_started:
+            return
         self.protocol.receive_eof()
         self._send(self.protocol.data_to_send())
         self._look_at_state()
@@ -241,8 +243,8 @@ class Socket(asyncio.Protocol):
     # ── the handshake ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        """Take the first bytes, unless they have been taken, or nobody is there any more."""
-        if self._has_started or self._is_lost:
+        """Take the first bytes, unless they have been taken, or the connection is being cut."""
+        if self._has_started or self._is_lost or self.transport.is_closing():
             return
         self._has_started = True
         first, self._first = self._first, b""

@@ -71,6 +71,44 @@ async def test_who_comes_with_thousands_of_others_leaves_the_loop_to_others(gate
     assert [newcomer.has_started for newcomer in newcomers[: counts[0]]] == [True] * counts[0]
 
 
+class Cut(asyncio.Transport):
+    """A connection that is being cut: nothing can be written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_cut = False
+
+    def abort(self) -> None:
+        self.is_cut = True
+
+    def is_closing(self) -> bool:
+        return self.is_cut
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return default
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        raise RuntimeError("the transport is closed")
+
+
+async def test_one_who_is_cut_before_its_turn_is_passed_over(gateway: Gateway) -> None:
+    """While the relay drains, say."""
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    socket, transport = Socket(gateway, asyncio.get_running_loop()), Cut()
+    socket.connection_made(transport)
+    socket.data_received(b"GET / HTTP/1.1\r\nHost: relay.example\r\n\r\n")
+    transport.abort()
+    await turns_until_all([Newcomer(gateway)])
+    assert socket.is_connecting
+    socket.eof_received()
+    socket.connection_lost(None)
+    assert not told
+
+
 async def test_one_who_cannot_start_is_cut_and_the_others_start(gateway: Gateway) -> None:
     told: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
