@@ -56,8 +56,8 @@ class Pages:
         return NOTHING if after_seq == last_seq else self._pages.get(place)
 
     def keep(self, place: Place, page: Page) -> None:
-        """Keep a page for others, if there is room."""
-        if place in self._pages or self._bytes + len(page.frames) > self._max_bytes:
+        """Keep a page for others, if there is room. An empty one counts towards no bound, and nobody looks for it."""
+        if not page.events or place in self._pages or self._bytes + len(page.frames) > self._max_bytes:
             return
         if any(event.kind == Kind.MEDIA_POSTED for event in page.events):
             return

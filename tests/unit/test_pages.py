@@ -67,6 +67,12 @@ async def test_what_has_no_room_is_not_kept() -> None:
     assert [kept.find((GROUP, seq, 9)) is not None for seq in range(3)] == [True, False, True]
 
 
+async def test_an_empty_page_is_not_kept() -> None:
+    kept = Pages()
+    kept.keep((GROUP, 6, 5), page())
+    assert kept.find((GROUP, 6, 5)) is None
+
+
 async def test_a_page_with_a_file_is_not_kept() -> None:
     """It expires by the clock, and no event says so at that moment."""
     kept = Pages()
