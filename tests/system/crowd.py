@@ -75,6 +75,8 @@ class Client:
             await asyncio.sleep(PAUSE_S)
 
     async def _converse(self, talk: Talk) -> None:
+        if self.is_over:  # since it began to connect
+            return
         self._note(Subscribed(**self._here(), after=self.seq))
         status = await subscribe(talk, self.group_id, self.seq, self.hash)
         if status in ("denied", "gone"):

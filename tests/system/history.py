@@ -101,7 +101,7 @@ def acknowledged_is_there(history: History) -> Iterator[str]:
     for who, facts in history.heard.items():
         came = max((fact.seq if isinstance(fact, Got) else getattr(fact, "after", 0) for fact in facts), default=0)
         until = min(history.removed.get(who, last), last)
-        if not isinstance(facts[-1], Stopped) and came < until:
+        if came < until and _listens(facts):
             yield f"{who} listened to the end, and has nothing after {came} of {until}"
 
 
@@ -205,6 +205,11 @@ def chain_verifies(history: History) -> Iterator[str]:
         if found.hex() != event.hash:
             yield f"the hash of {event.seq} is not that of the event"
         previous = bytes.fromhex(event.hash)
+
+
+def _listens(facts: list[Subscribed | Got | Stopped]) -> bool:
+    """Whether they haven't stopped since they subscribed; what was under way then may still come."""
+    return not isinstance(next((fact for fact in reversed(facts) if not isinstance(fact, Got)), None), Stopped)
 
 
 def _got(history: History) -> Iterator[tuple[str, Got]]:

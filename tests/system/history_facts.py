@@ -47,7 +47,7 @@ class Got(Fact, frozen=True, kw_only=True, tag="got"):
 
 
 class Stopped(Fact, frozen=True, kw_only=True, tag="stopped"):
-    """A client listens no longer, by its own choice: what comes later need not reach it."""
+    """A client listens no longer, by its own choice, until it subscribes again: what comes later need not reach it."""
 
     who: str
 

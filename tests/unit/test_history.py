@@ -92,14 +92,15 @@ def good(seed: int) -> Lab:
         for who in places:
             if (who == "eve" and seq > REMOVED_AT) or (who == "bob" and seq > POSTS - 3):
                 continue
-            if chance.random() < 0.1:
+            if chance.random() < 0.1 and seq <= POSTS - 4:
                 facts.append(Subscribed(at=next(clock), group=GROUP, who=who, after=seq - 1))
             got = Got(
                 at=next(clock), group=GROUP, who=who, seq=seq, id=post_id.hex(), kind=kind, content_hash=content.hex()
             )
             facts.append(got)
+        if seq == POSTS - 4:  # one more was under way
+            facts.append(Stopped(at=next(clock), group=GROUP, who="bob"))
     facts.append(Removed(at=next(clock), group=GROUP, who="eve", seq=REMOVED_AT))
-    facts.append(Stopped(at=next(clock), group=GROUP, who="bob"))
     facts.append(Quota(at=next(clock), group=GROUP, used_bytes=9, limit_bytes=10))
     return Lab(chance, facts)
 
@@ -118,6 +119,10 @@ def an_event_is_dropped(lab: Lab) -> None:
 def the_last_events_are_dropped(lab: Lab) -> None:
     lab.facts = [fact for fact in lab.facts if not (isinstance(fact, Got) and fact.who == "ann" and fact.seq > 35)]
     lab.facts = [fact for fact in lab.facts if not (isinstance(fact, Subscribed) and fact.after > 34)]
+
+
+def who_stopped_listens_again_in_vain(lab: Lab) -> None:
+    lab.facts.append(Subscribed(at=999_999, group=GROUP, who="bob", after=POSTS - 3))
 
 
 def an_event_is_doubled(lab: Lab) -> None:
@@ -187,6 +192,7 @@ def the_chain_is_broken(lab: Lab) -> None:
 DAMAGE: dict[Callable[[Lab], None], str] = {
     an_event_is_dropped: "I3",
     the_last_events_are_dropped: "I1",
+    who_stopped_listens_again_in_vain: "I1",
     an_event_is_doubled: "I3",
     two_events_change_places: "I3",
     an_event_is_altered: "I2",
