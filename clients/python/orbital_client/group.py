@@ -276,9 +276,10 @@ class Group:
 
         One that can't be opened has a `problem`, and comes again once it can. Ends when one is no member any more.
         """
-        async for item in self.events(after):
-            if isinstance(item, Message):
-                yield item
+        async for read in self._timeline.follow(await self._place(after)):
+            await self._people.learn(people_of(read))
+            if read.event.kind in MESSAGES:
+                yield Message(self, self._timeline.post(read))
 
     @property
     def start(self) -> Cursor:
@@ -287,13 +288,7 @@ class Group:
 
     async def events(self, after: Cursor | None = None) -> AsyncIterator[Item]:
         """Everything that happens: from now on, or after a place in the log. As `follow` otherwise."""
-        if after is None:
-            await self.live()
-        log = await self._replica.loaded()
-        seq = log.position.seq if after is None else after.seq
-        if after is not None and seq <= log.position.seq and log.index.hash_at(seq) != after.hash:
-            raise ValueError("this cursor is not of this group's log")
-        async for read in self._timeline.follow(seq):
+        async for read in self._timeline.follow(await self._place(after)):
             await self._people.learn(people_of(read))
             if (item := self._item(read)) is not None:
                 yield item
@@ -309,6 +304,16 @@ class Group:
             yield read, self._item(read)
             if read.event.seq >= last:
                 return
+
+    async def _place(self, after: Cursor | None) -> int:
+        """The seq of a cursor, which must be of this group's log; without one that of the last event there is."""
+        if after is None:
+            await self.live()
+        log = await self._replica.loaded()
+        seq = log.position.seq if after is None else after.seq
+        if after is not None and seq <= log.position.seq and log.index.hash_at(seq) != after.hash:
+            raise ValueError("this cursor is not of this group's log")
+        return seq
 
     def _item(self, read: Read) -> Item | None:
         if read.event.kind in MESSAGES:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from itertools import islice
 from typing import Final
 
 from orbital_client.crypto.groupkeys import GroupKey
@@ -155,6 +156,8 @@ class Replica:
     async def acknowledge(self, posted: Posted) -> None:
         """The relay has confirmed a post: the log must have it there, and soon, so that its author reads it too."""
         self.expect(Expected(posted.seq, posted.hash, Source.POST))
+        if self._is_past(posted.seq):
+            return
         if not await self.pulse.until(lambda: self._is_past(posted.seq), _SOON_S):
             await self.catch_up()
             if not self._is_past(posted.seq):
@@ -177,11 +180,10 @@ class Replica:
         """After the relay has said that there is no such group: whether this user sees it no more, which comes soon."""
         return await self.pulse.until(lambda: self.gone is not None or self.broken is not None, _SOON_S)
 
-    def recent(self, seq: int) -> Event | None:
-        """The event at this seq, if it came not long ago."""
-        if not self._recent or not self._recent[0].seq <= seq <= self._recent[-1].seq:
-            return None
-        return self._recent[seq - self._recent[0].seq]
+    def recent(self, seq: int) -> list[Event]:
+        """The event at this seq and all that came after it, if it came not long ago; otherwise none."""
+        first = self._recent[0].seq if self._recent else seq + 1
+        return list(islice(self._recent, seq - first, None)) if first <= seq else []
 
     # ── Knowledge ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -39,12 +39,8 @@ class Sender:
     async def key(self, patience_s: float = PATIENCE_S) -> GroupKey:
         """The key in force, once nothing stands in the way of using it. Raises KeyChanged, CannotPost, LogBroken."""
         replica = self._replica
-
-        def is_ready() -> bool:
-            return self._is_stuck() or not (replica.log.state.rekey_due or replica.keyring.current is None)
-
         await replica.loaded()
-        is_there = await replica.pulse.until(is_ready, patience_s)
+        is_there = self._is_ready() or await replica.pulse.until(self._is_ready, patience_s)
         replica.check()
         if replica.gone is not None:
             raise CannotPost(f"you are not in this group any more ({replica.gone})")
@@ -65,6 +61,10 @@ class Sender:
     async def info(self) -> None:
         """Learn what the log has by now."""
         await self._replica.catch_up()
+
+    def _is_ready(self) -> bool:
+        replica = self._replica
+        return self._is_stuck() or not (replica.log.state.rekey_due or replica.keyring.current is None)
 
     def _is_stuck(self) -> bool:
         replica = self._replica
@@ -95,15 +95,15 @@ class Sender:
         `seal` makes the fields, `send` posts them under an epoch, each time with the same id. The acknowledgement
         counts only for what was sealed here; the log is held to it.
         """
-        sealed_before: set[bytes] = set()
+        sealed_before: list[list[bytes]] = []
         for attempt in range(_ATTEMPTS):
             key = await self.key()
             fields = seal(key)
-            sealed_before.add(chain.content_hash(parent_id, [chain.field_hash(field) for field in fields]))
+            sealed_before.append(fields)
             try:
                 posted = await send(fields, key.epoch)
             except OtherContent as other:  # of an earlier attempt whose answer was lost, if it is one of these
-                if other.content_hash not in sealed_before:
+                if other.content_hash not in (_content_hash(parent_id, fields) for fields in sealed_before):
                     raise
                 posted = other.posted
             except OutOfDate:
@@ -116,3 +116,7 @@ class Sender:
             await self._replica.acknowledge(posted)
             return posted
         raise CannotPost("the group's key keeps changing")
+
+
+def _content_hash(parent_id: bytes, fields: list[bytes]) -> bytes:
+    return chain.content_hash(parent_id, [chain.field_hash(field) for field in fields])

@@ -100,40 +100,36 @@ class Timeline:
         Ends when the user sees no more of the group, or the client is closed. Raises LogBroken, and what ended the
         session.
         """
-        try:
-            async for read in self._follow(after_seq):
-                yield read
-        except NotFound:
-            if not await self._replica.has_gone():
-                raise
-
-    async def _follow(self, after_seq: int) -> AsyncIterator[Read]:
         replica = self._replica
         seq = after_seq
         waiting: OrderedDict[int, Event] = OrderedDict()
         keys = len(replica.keyring)
-        while True:
-            while seq < replica.log.position.seq:
-                for event in await self._next(seq):
-                    seq = event.seq
-                    read = await self.read(event)
-                    if isinstance(read.problem, MissingKey):
-                        waiting[seq] = event
-                        if len(waiting) > _WAITING:
-                            waiting.popitem(last=False)
-                    yield read
-            if keys != len(replica.keyring):
-                keys = len(replica.keyring)
-                for event in list(waiting.values()):
-                    read = await self.read(event)
-                    if not isinstance(read.problem, MissingKey):
-                        del waiting[event.seq]
+        try:
+            while True:
+                while seq < replica.log.position.seq:
+                    for event in replica.recent(seq + 1) or await self._page(seq + 1, replica.log.position.seq):
+                        seq = event.seq
+                        read = await self.read(event)
+                        if isinstance(read.problem, MissingKey):
+                            waiting[seq] = event
+                            if len(waiting) > _WAITING:
+                                waiting.popitem(last=False)
                         yield read
-                continue
-            replica.check()
-            if replica.gone is not None or self._is_closed():
-                return
-            await replica.pulse.wait()
+                if keys != len(replica.keyring):
+                    keys = len(replica.keyring)
+                    for event in list(waiting.values()):
+                        read = await self.read(event)
+                        if not isinstance(read.problem, MissingKey):
+                            del waiting[event.seq]
+                            yield read
+                    continue
+                replica.check()
+                if replica.gone is not None or self._is_closed():
+                    return
+                await replica.pulse.wait()
+        except NotFound:
+            if not await replica.has_gone():
+                raise
 
     def _is_closed(self) -> bool:
         try:
@@ -141,13 +137,6 @@ class Timeline:
         except ClientClosed:
             return True
         return False
-
-    async def _next(self, seq: int) -> list[Event]:
-        """Some events after this seq: those that came not long ago, otherwise a page."""
-        event = self._replica.recent(seq + 1)
-        if event is not None:
-            return [event]
-        return await self._page(seq + 1, min(seq + _PAGE, self._replica.log.position.seq))
 
     async def _page(self, first: int, last: int) -> list[Event]:
         """The events from one seq to another, each checked against the log. Raises LogBroken."""
@@ -224,8 +213,7 @@ class Timeline:
         for first, last in _ranges(wanted):
             at = first
             while at <= last:
-                recent = self._replica.recent(at)
-                events = [recent] if recent is not None else await self._page(at, last)
+                events = self._replica.recent(at) or await self._page(at, last)
                 found |= {event.seq: event for event in events}
                 at = events[-1].seq + 1
         return [found[seq] for seq in wanted]

@@ -4,11 +4,12 @@ import os
 import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from orbital_client.errors import BadAnswer, OutOfDate
 from orbital_client.identity import thumbprint, uuid7
@@ -100,8 +101,7 @@ Wrap = Callable[[RosterEntry], bytes]
 """Makes the new group key's wrap for one member."""
 
 
-@dataclass(frozen=True, slots=True)
-class Posted:
+class Posted(msgspec.Struct, frozen=True):
     """An acknowledged post: it is durable, and this is its place in the log. `duplicate`: it was there already."""
 
     id: bytes
