@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 TYPED := orbital_relay protocol/orbital_protocol clients/python/orbital_client bench examples
-# Tests run in this many processes; each has a PostgreSQL of its own.
-TEST_PROCESSES ?= 2
+# Tests run in this many processes; each has a PostgreSQL of its own. They wait often: three keep two cores busy.
+TEST_PROCESSES ?= 3
 # `make test ARGS="tests/protocol -k codec"` narrows the run; run, demo and bench hand ARGS on too.
 ARGS ?=
 ROUNDS ?= 200
