@@ -69,6 +69,17 @@ class Listening:
     operators_port: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """What is started and stopped of the joined parts; `background` is the work that goes on meanwhile, by its name."""
+
+    gateway: Gateway
+    operators: Operators
+    uploads: Uploads
+    workers: Workers
+    background: dict[str, Coroutine[Any, Any, None]]
+
+
 class Relay:
     """One relay. `run` builds it, serves until `stop` is called, drains, and leaves nothing behind."""
 
@@ -99,7 +110,7 @@ class Relay:
             stack.push_async_callback(database.close)
             keys = await self._open(database)
             store = await self._open_store(stack, database)
-            await self._serve(database, pool_settings, keys, store, on_listening)
+            await self._serve(self._join(database, pool_settings, keys, store), on_listening)
 
     # ── the database ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -171,16 +182,54 @@ class Relay:
             await choose.register(connection, store.identity)
         return store
 
+    # ── serving ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _serve(self, joined: _Joined, on_listening: Callable[[Listening], None]) -> None:
+        """Start, wait until `stop`, drain, end."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work, name=name) for name, work in joined.background.items()]
+            try:
+                operators_port = await joined.operators.start()
+                port = await joined.gateway.start()
+                logger.info(
+                    "relay.listening",
+                    host=self._settings.listen_host,
+                    port=port,
+                    operators_host=self._settings.operators_host,
+                    operators_port=operators_port,
+                )
+                on_listening(Listening(port, operators_port))
+                await self._stopping.wait()
+                await self._drain(joined.gateway, joined.uploads)
+            finally:
+                await joined.operators.stop()
+                await joined.uploads.close()
+                joined.workers.close()
+                for task in tasks:
+                    task.cancel()
+
+    async def _drain(self, gateway: Gateway, uploads: Uploads) -> None:
+        started = time.monotonic()
+        logger.info("relay.draining", count=len(self._registry))
+        uploads.drain()
+        await gateway.drain(self._settings.drain_timeout_ms / 1000)
+        logger.info("relay.stopped", duration_ms=round((time.monotonic() - started) * 1000))
+
+    async def _watch(self, embedded: EmbeddedPostgres) -> None:
+        """Without its database the embedded relay has no business going on: whoever supervises it starts it again."""
+        status = await embedded.wait()
+        raise StartupError(f"the embedded PostgreSQL has ended (status {status})")
+
     # ── the parts ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _serve(
+    def _join(
         self,
         database: Database,
         pool_settings: PoolSettings,
         keys: Sequence[TokenKey],
         store: GuardedStore,
-        on_listening: Callable[[Listening], None],
-    ) -> None:
+    ) -> _Joined:
+        """Make every part, and join it to the others. Nothing has started yet."""
         settings = self._settings
         fanout = Fanout(database, self._metrics, settings.ring_bytes)
         writer = self._writer(pool_settings, fanout)
@@ -246,39 +295,7 @@ class Relay:
         }
         if self._embedded is not None:
             background["embedded database"] = self._watch(self._embedded)
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work, name=name) for name, work in background.items()]
-            try:
-                operators_port = await operators.start()
-                port = await gateway.start()
-                logger.info(
-                    "relay.listening",
-                    host=settings.listen_host,
-                    port=port,
-                    operators_host=settings.operators_host,
-                    operators_port=operators_port,
-                )
-                on_listening(Listening(port, operators_port))
-                await self._stopping.wait()
-                await self._drain(gateway, uploads)
-            finally:
-                await operators.stop()
-                await uploads.close()
-                workers.close()
-                for task in tasks:
-                    task.cancel()
-
-    async def _drain(self, gateway: Gateway, uploads: Uploads) -> None:
-        started = time.monotonic()
-        logger.info("relay.draining", count=len(self._registry))
-        uploads.drain()
-        await gateway.drain(self._settings.drain_timeout_ms / 1000)
-        logger.info("relay.stopped", duration_ms=round((time.monotonic() - started) * 1000))
-
-    async def _watch(self, embedded: EmbeddedPostgres) -> None:
-        """Without its database the embedded relay has no business going on: whoever supervises it starts it again."""
-        status = await embedded.wait()
-        raise StartupError(f"the embedded PostgreSQL has ended (status {status})")
+        return _Joined(gateway, operators, uploads, workers, background)
 
     def _writer(self, pool_settings: PoolSettings, fanout: Fanout) -> Writer:
         settings = self._settings
