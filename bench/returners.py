@@ -1,7 +1,8 @@
 """Load generator: clients that all come back at once, authenticate, and resume their groups, over epoll.
 
 Task: {port, requests, events, lives, at_once}: each client's `authenticate` and `subscribe` on the wire, hexadecimal,
-how many events and `live` frames it must get, and how many clients may be on their way at once (0: all of them).
+how many events and `live` frames it must get, and how many clients may be on their way at once (0: all of them). Both
+requests leave in one piece, once the handshake is answered (RFC 6455, 4.1).
 Whoever is told that the relay is overloaded comes back after a second, as it was told.
 Answers {"ready": true}, waits for a line, and then {seconds, latencies_us, told_to_wait}: until the last one had
 everything, how long each one took, and how many had to come twice.
@@ -31,6 +32,7 @@ def _mark(kind: type) -> bytes:
 _EVENT: Final = _mark(Event)
 _LIVE: Final = _mark(Live)
 _ERROR: Final = _mark(Error)
+_SWITCHING: Final = b"HTTP/1.1 101 "
 _OVERLAP: Final = max(len(_EVENT), len(_LIVE), len(_ERROR)) - 1
 
 
@@ -41,10 +43,12 @@ class ToldToWait(Exception):
 class Returner:
     """A client on its way back."""
 
-    __slots__ = ("began_ns", "events", "lives", "rest", "socket")
+    __slots__ = ("began_ns", "events", "is_in", "lives", "requests", "rest", "socket")
 
-    def __init__(self, port: int, events: int, lives: int) -> None:
+    def __init__(self, port: int, requests: bytes, events: int, lives: int) -> None:
         self.began_ns = time.monotonic_ns()
+        self.requests = requests
+        self.is_in = False
         self.events = events
         self.lives = lives
         self.rest = b""
@@ -58,6 +62,11 @@ class Returner:
         """Count what came; whether that was all."""
         if not data:
             raise RuntimeError("the relay closed a connection")
+        if not self.is_in:
+            if not data.startswith(_SWITCHING):
+                raise RuntimeError(f"the relay answered a handshake with {data[:400]!r}")
+            self.is_in = True
+            self.socket.sendall(self.requests)
         data = self.rest + data
         if _ERROR in data and b"overloaded" in data:
             raise ToldToWait
@@ -73,12 +82,12 @@ class Returner:
 class Storm:
     """All of them."""
 
-    def __init__(self, port: int, hellos: list[bytes], events: int, lives: int) -> None:
+    def __init__(self, port: int, requests: list[bytes], events: int, lives: int) -> None:
         self._port = port
-        self._hellos = deque(hellos)
+        self._requests = deque(requests)
         self._events = events
         self._lives = lives
-        self._returners: dict[int, tuple[Returner, bytes]] = {}
+        self._returners: dict[int, Returner] = {}
         self._poll = select.epoll()
         self._buffer = bytearray(_RECV_BYTES)
         self._waiting: deque[tuple[float, bytes]] = deque()  # until when, and with what they come back
@@ -87,13 +96,13 @@ class Storm:
 
     def run(self, at_once: int) -> float:
         """Let them come; seconds until the last one has everything."""
-        count = len(self._hellos)
+        count = len(self._requests)
         began = time.monotonic()
         for _ in range(at_once or count):
             self._begin()
         while len(self.latencies_us) < count:
             while self._waiting and self._waiting[0][0] <= time.monotonic():
-                self._hellos.append(self._waiting.popleft()[1])
+                self._requests.append(self._waiting.popleft()[1])
                 self._begin()
             ready = self._poll.poll(_WAIT_S if self._waiting else _SILENCE_LIMIT_S, 1_000)
             if not ready and not self._waiting:
@@ -103,16 +112,16 @@ class Storm:
         return time.monotonic() - began
 
     def _begin(self) -> None:
-        if self._hellos:
-            returner = Returner(self._port, self._events, self._lives)
+        if self._requests:
+            returner = Returner(self._port, self._requests.popleft(), self._events, self._lives)
             number = returner.socket.fileno()
-            self._returners[number] = returner, self._hellos.popleft()
+            self._returners[number] = returner
             self._poll.register(number, select.EPOLLOUT)
 
     def _step(self, number: int, what: int) -> None:
-        returner, hello = self._returners[number]
+        returner = self._returners[number]
         if what & select.EPOLLOUT:
-            returner.socket.sendall(hello)
+            returner.socket.sendall(wire.HANDSHAKE)
             self._poll.modify(number, select.EPOLLIN)
             return
         size = returner.socket.recv_into(self._buffer)
@@ -122,7 +131,7 @@ class Storm:
             is_done = returner.take(bytes(self._buffer[:size]))
         except ToldToWait:
             self.told_to_wait += 1
-            self._waiting.append((time.monotonic() + _WAIT_S, hello))
+            self._waiting.append((time.monotonic() + _WAIT_S, returner.requests))
             del self._returners[number]
             returner.socket.close()
             return
@@ -134,8 +143,8 @@ class Storm:
 def main() -> None:
     """Carry out one task."""
     task = wire.next_task()
-    hellos = [wire.HANDSHAKE + bytes.fromhex(request) for request in task["requests"]]
-    storm = Storm(task["port"], hellos, task["events"], task["lives"])
+    requests = [bytes.fromhex(request) for request in task["requests"]]
+    storm = Storm(task["port"], requests, task["events"], task["lives"])
     wire.answer(ready=True)
     wire.next_task()
     seconds = storm.run(task["at_once"])
