@@ -70,6 +70,8 @@ def _judge(
         p50 <= BAR_P50 and p99 <= BAR_P99,
         {
             "acknowledged": {name: round(value, 3) for name, value in acked.as_figure().items()},
+            "max_ms": round(ours.max_ms, 1),
+            "yardstick_max_ms": round(inserts.max_ms, 1),
             **_floor(ours, inserts, bursts),
             **spread([run.p50_ms for run in insert_runs]),
         },

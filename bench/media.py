@@ -209,7 +209,11 @@ async def measure_frozen(plan: Plan) -> Result:
         {"p99": ratio},
         {"p99": FROZEN_BAR},
         ratio <= FROZEN_BAR,
-        spread([run.p99_ms for run in normal]),
+        {
+            "max_ms": round(ours.max_ms, 1),
+            "yardstick_max_ms": round(yardstick.max_ms, 1),
+            **spread([run.p99_ms for run in normal]),
+        },
     )
 
 
