@@ -1,6 +1,7 @@
 """`python -m bench.plot [FILE.svg]`: throughput and latency against load, groups, members and stored posts, drawn.
 
-Throughput is a share of pgbench's best rate of single-row inserts on the same server, measured in the same run.
+Throughput is a share of pgbench's best rate of single-row inserts on the same server, measured in the same run. Each
+latency is the median of three runs.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from bench.stage import Postgres, running_postgres
 
 PICTURE: Final = Path("docs/pictures/performance.svg")
 SECONDS: Final = 3
+RUNS: Final = 3
 USERS: Final = 33
 USUAL_GROUPS: Final = 50
 SHARES: Final = (0.1, 0.25, 0.5, 0.7, 0.85)
@@ -38,12 +40,12 @@ class Curve:
     acknowledged_p99_ms: list[float] = field(default_factory=list)
     delivered_p99_ms: list[float] = field(default_factory=list)
 
-    def add(self, x: float, throughput: float | None, acked_us: Sequence[float], delivered_us: Sequence[float]) -> None:
+    def add(self, x: float, throughput: float | None, acked: Latency, delivered: Latency) -> None:
         self.x.append(x)
         if throughput is not None:
             self.throughput.append(throughput)
-        self.acknowledged_p99_ms.append(Latency.of(acked_us).p99_ms)
-        self.delivered_p99_ms.append(Latency.of(delivered_us).p99_ms)
+        self.acknowledged_p99_ms.append(acked.p99_ms)
+        self.delivered_p99_ms.append(delivered.p99_ms)
         shown = "" if throughput is None else f"{throughput:.2f} x pgbench, "
         say(
             f"  {self.against} {x:g}: {shown}p99 acknowledged {self.acknowledged_p99_ms[-1]:.1f} ms,"
@@ -64,9 +66,7 @@ async def against_load() -> Curve:
         population = await populate(postgres.dsn, users=USERS, groups=USUAL_GROUPS)
         fastest = await ingest.posts_a_second(postgres, population, SECONDS)
         for share in SHARES:
-            await postgres.execute("CHECKPOINT")
-            timed = await latency_under_load.paced(postgres, population, fastest * share, SECONDS)
-            curve.add(share, fastest * share / rows, *timed)
+            curve.add(share, fastest * share / rows, *await _paced(postgres, population, fastest * share))
     return curve
 
 
@@ -87,8 +87,9 @@ async def against_members() -> Curve:
     for members in MEMBERS:
         async with running_postgres("members") as postgres:
             population = await populate(postgres.dsn, users=members, groups=1)
-            delivered_us, acked_us = await latency.one_by_one(postgres, population, SECONDS)
-            curve.add(members, None, acked_us, delivered_us)
+            runs = [await latency.one_by_one(postgres, population, SECONDS) for _ in range(RUNS)]
+            delivered, acked = (Latency.middle([Latency.of(run[side]) for run in runs]) for side in (0, 1))
+            curve.add(members, None, acked, delivered)
     return curve
 
 
@@ -112,9 +113,17 @@ async def _point(curve: Curve, x: float, rows: float, postgres: Postgres, popula
     await postgres.execute("CHECKPOINT")
     rate = await ingest.posts_a_second(postgres, population, SECONDS)
     few = population.places[:USUAL_GROUPS]  # a listener in each of these
-    await postgres.execute("CHECKPOINT")
-    timed = await latency_under_load.paced(postgres, population.at(few), rate * LOAD, SECONDS)
-    curve.add(x, rate / rows, *timed)
+    curve.add(x, rate / rows, *await _paced(postgres, population.at(few), rate * LOAD))
+
+
+async def _paced(postgres: Postgres, population: Population, rate: float) -> tuple[Latency, Latency]:
+    """Until acknowledged, and until delivered, at this rate."""
+    runs = []
+    for _ in range(RUNS):
+        await postgres.execute("CHECKPOINT")
+        runs.append(await latency_under_load.paced(postgres, population, rate, SECONDS))
+    acked, delivered = (Latency.middle([Latency.of(run[side]) for run in runs]) for side in (0, 1))
+    return acked, delivered
 
 
 def draw(curves: Sequence[Curve], picture: Path) -> None:
