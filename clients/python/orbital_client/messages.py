@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -228,13 +228,10 @@ Item = Message | Update | Erased | GroupChange | Suspicious
 """What happens in a group, in the order of its log."""
 
 
-def people_of(read: Read) -> Collection[bytes]:
+def people_of(read: Read) -> set[bytes]:
     """Whose names are needed to show an event."""
-    event = read.event
-    statement = statement_of(event)
-    if statement is None and event.actor_id != ZERO_ID:
-        return (event.actor_id,)
-    return {event.actor_id, getattr(statement, "user_id", ZERO_ID)} - {ZERO_ID}
+    statement = statement_of(read.event)
+    return {read.event.actor_id, getattr(statement, "user_id", ZERO_ID)} - {ZERO_ID}
 
 
 def item_of(read: Read, replica: Replica, name: NameOf) -> Item | None:

@@ -156,8 +156,7 @@ class Replica:
     async def acknowledge(self, posted: Posted) -> None:
         """The relay has confirmed a post: the log must have it there, and soon, so that its author reads it too."""
         self.expect(Expected(posted.seq, posted.hash, Source.POST))
-        is_there = self._is_past(posted.seq) or await self.pulse.until(lambda: self._is_past(posted.seq), _SOON_S)
-        if not is_there:
+        if not await self.pulse.until(lambda: self._is_past(posted.seq), _SOON_S):
             await self.catch_up()
             if not self._is_past(posted.seq):
                 self._miss(self._expected[posted.seq])
