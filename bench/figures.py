@@ -89,6 +89,11 @@ def spread(yardsticks: Sequence[float]) -> dict[str, float]:
     return {"yardstick_spread": round((max(yardsticks) - min(yardsticks)) / median(yardsticks), 2)}
 
 
+def longest(ours: Latency, yardstick: Latency) -> dict[str, float]:
+    """The longest of each side, for a result's details."""
+    return {"max_ms": round(ours.max_ms, 1), "yardstick_max_ms": round(yardstick.max_ms, 1)}
+
+
 def say(text: str) -> None:
     """Tell whoever watches what happens."""
     print(text, flush=True)

@@ -1,7 +1,7 @@
 """Growth: what a post and a resume cost with few and with many groups, and with few and with many stored replies."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from statistics import median
 from typing import Final
 
@@ -91,7 +91,7 @@ def _apart(user: int, groups: int) -> int:
 
 
 def _middle(runs: Sequence[Costs]) -> Costs:
-    return Costs(*(median(getattr(run, name) for run in runs) for name in ("post_us", "resume_us", "apart_us")))
+    return Costs(*map(median, zip(*map(astuple, runs), strict=True)))
 
 
 def _judge(few: Costs, many: Costs, full: Costs) -> Result:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from bench.figures import Latency, Plan, Result, say, spread
+from bench.figures import Latency, Plan, Result, longest, say, spread
 from bench.people import Population, populate
 from bench.pgbench import Yardstick
 from bench.stage import Generator, Postgres, compiled, run, running_postgres, running_relay
@@ -70,8 +70,7 @@ def _judge(
         p50 <= BAR_P50 and p99 <= BAR_P99,
         {
             "acknowledged": {name: round(value, 3) for name, value in acked.as_figure().items()},
-            "max_ms": round(ours.max_ms, 1),
-            "yardstick_max_ms": round(inserts.max_ms, 1),
+            **longest(ours, inserts),
             **_floor(ours, inserts, bursts),
             **spread([run.p50_ms for run in insert_runs]),
         },

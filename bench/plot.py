@@ -88,7 +88,7 @@ async def against_members() -> Curve:
         async with running_postgres("members") as postgres:
             population = await populate(postgres.dsn, users=members, groups=1)
             runs = [await latency.one_by_one(postgres, population, SECONDS) for _ in range(RUNS)]
-            delivered, acked = (Latency.middle([Latency.of(run[side]) for run in runs]) for side in (0, 1))
+            delivered, acked = _middle(runs)
             curve.add(members, None, acked, delivered)
     return curve
 
@@ -122,8 +122,13 @@ async def _paced(postgres: Postgres, population: Population, rate: float) -> tup
     for _ in range(RUNS):
         await postgres.execute("CHECKPOINT")
         runs.append(await latency_under_load.paced(postgres, population, rate, SECONDS))
-    acked, delivered = (Latency.middle([Latency.of(run[side]) for run in runs]) for side in (0, 1))
-    return acked, delivered
+    return _middle(runs)
+
+
+def _middle(runs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[Latency, Latency]:
+    """Of runs that measured two things, each in microseconds, the middle of either."""
+    first, second = zip(*runs, strict=True)
+    return Latency.middle([*map(Latency.of, first)]), Latency.middle([*map(Latency.of, second)])
 
 
 def draw(curves: Sequence[Curve], picture: Path) -> None:
