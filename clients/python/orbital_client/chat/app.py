@@ -96,7 +96,7 @@ class ChatApp(App[None]):
 
     def _draw(self) -> None:
         self._is_dirty = False
-        if not self.screen_stack:  # the window is closing
+        if not self.is_running:  # the window is closing, piece by piece
             return
         self._enter_rooms()
         for room in self.rooms.values():
