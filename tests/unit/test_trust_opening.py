@@ -1,5 +1,6 @@
 """What an event says: opened at its place alone, by its author as they were then, on the log that all members have."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,8 @@ from orbital_client.timeline import Timeline
 from orbital_client.trust.findings import WORDS, Finding, Flaw
 from orbital_client.trust.index import MemoryIndex
 from orbital_client.trust.keyring import Keyring
-from orbital_client.trust.opening import Opened, belongs, open_event
+from orbital_client.trust.log import Log
+from orbital_client.trust.opening import Opened, belongs, open_event, open_events
 from orbital_client.wire import Client
 from orbital_protocol import ZERO_HASH
 from orbital_protocol.codes import History, Kind
@@ -137,6 +139,29 @@ def test_what_was_not_to_be_posted_is_not_shown() -> None:
     assert isinstance(rejected, Rejected)
     assert rejected.finding == Finding(Flaw.NOT_ALLOWED, GROUP, event.seq, ANN.user_id, "it was not to be posted")
     assert str(rejected) == rejected.finding.text
+
+
+def test_each_of_several_is_opened_or_has_a_problem_of_its_own() -> None:
+    story = company()
+    thread = story.thread(BOB, "Ubik", "Shall we read it?")
+    cases: list[tuple[Event, object]] = [
+        (thread, "Shall we read it?"),
+        (story.reply(CARA, thread, "yes"), "yes"),
+        (story.reply(CARA, thread, "no", signer=EVE), ForgedAuthor),
+        (story.reply(DAN, thread, body=Body(sent_at=1, head=Head(4, digest("another")), text="?")), Rejected),
+        (blank(story.reply(DAN, thread, "kept back")), Withheld),
+        (story.reply(BOB, thread, "then"), "then"),
+    ]
+    story.delete(BOB, erased := story.reply(BOB, thread, "oh"))
+    story.rekey(ANN)
+    cases += [(erased, None), (story.reply(BOB, thread, "later"), MissingKey)]
+    log, _ = story.log()
+    keyring = Keyring(log, {1: story.keys[1].secret})
+    found = open_events(log, keyring, [event for event, _ in cases])
+    assert [type(is_) if isinstance(is_, CannotOpen) else is_.body and is_.body.text for is_ in found] == [
+        expected for _, expected in cases
+    ]
+    assert open_events(log, keyring, []) == []
 
 
 # ── keys ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -496,6 +521,30 @@ def test_a_wrap_of_an_old_key_shown_as_the_current_one_is_not_taken() -> None:
     assert len(keyring) == 0
 
 
+async def test_what_lacks_its_key_comes_again_once_its_own_is_there() -> None:
+    story = company(history=History.NONE)
+    before = story.thread(BOB)
+    story.leave(DAN)
+    story.rekey(CARA)
+    after = story.thread(BOB)
+    client = Client("ws://127.0.0.1:9")
+    with Store() as store:
+        replica = Replica(client, store, People(client, store), Log(GROUP, store.index(GROUP)), {})
+        for event in story.events:
+            replica.take(event)
+        reading = Timeline(client, replica).follow(before.seq - 1)
+        async with asyncio.timeout(5):
+            first = await anext(reading)
+            again = []
+            for epoch in (after.key_epoch, before.key_epoch):
+                replica.keyring.add(story.keys[epoch])
+                again.append(await anext(reading))
+        assert [read.event for read in first] == story.events[before.seq - 1 :]
+        assert [isinstance(read.problem, MissingKey) for read in first] == [True, False, False, True]
+        assert [[read.event for read in reads] for reads in again] == [[after], [before]]
+        assert all(read.opened for reads in again for read in reads)
+
+
 # ── what is kept back is a finding ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -515,10 +564,13 @@ async def test_what_is_withheld_is_told_once_and_is_not_where_it_was_deleted_mea
         replica.catch_up = catch_up  # type: ignore[method-assign]
         timeline = Timeline(client, replica)
         caught_up.append(story.delete(CARA, second))
-        read = await timeline.read(blank(second))
-        assert (read.problem, list(replica.findings)) == (None, [])
+        of_thread, of_second = await timeline.read([opening(story), blank(second)])
+        assert of_thread.opened is not None
+        assert of_thread.opened.body is not None
+        assert of_second.opened is not None
+        assert (of_second.opened.known.erased_at, list(replica.findings)) == (story.head.seq, [])
         caught_up.clear()
         for _ in range(2):
-            read = await timeline.read(blank(first))
+            [read] = await timeline.read([blank(first)])
             assert isinstance(read.problem, Withheld)
         assert list(replica.findings) == [Finding(Flaw.WITHHELD, GROUP, first.seq, CARA.user_id)]

@@ -276,10 +276,11 @@ class Group:
 
         One that can't be opened has a `problem`, and comes again once it can. Ends when one is no member any more.
         """
-        async for read in self._timeline.follow(await self._place(after)):
-            await self._people.learn(people_of(read))
-            if read.event.kind in MESSAGES:
-                yield Message(self, self._timeline.post(read))
+        async for reads in self._timeline.follow(await self._place(after)):
+            await self._people.learn(people_of(reads))
+            for read in reads:
+                if read.event.kind in MESSAGES:
+                    yield Message(self, self._timeline.post(read))
 
     @property
     def start(self) -> Cursor:
@@ -288,10 +289,11 @@ class Group:
 
     async def events(self, after: Cursor | None = None) -> AsyncIterator[Item]:
         """Everything that happens: from now on, or after a place in the log. As `follow` otherwise."""
-        async for read in self._timeline.follow(await self._place(after)):
-            await self._people.learn(people_of(read))
-            if (item := self._item(read)) is not None:
-                yield item
+        async for reads in self._timeline.follow(await self._place(after)):
+            await self._people.learn(people_of(reads))
+            for read in reads:
+                if (item := self._item(read)) is not None:
+                    yield item
 
     async def entries(self) -> AsyncIterator[tuple[Read, Item | None]]:
         """Every event of the log up to now, checked against what was verified before, with what it means.
@@ -299,11 +301,12 @@ class Group:
         Ends early when one is no member any more.
         """
         last = (await self._replica.loaded()).position.seq
-        async for read in self._timeline.follow(0):
-            await self._people.learn(people_of(read))
-            yield read, self._item(read)
-            if read.event.seq >= last:
-                return
+        async for reads in self._timeline.follow(0):
+            await self._people.learn(people_of(reads))
+            for read in reads:
+                yield read, self._item(read)
+                if read.event.seq >= last:
+                    return
 
     async def _place(self, after: Cursor | None) -> int:
         """The seq of a cursor, which must be of this group's log; without one that of the last event there is."""

@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -228,10 +228,11 @@ Item = Message | Update | Erased | GroupChange | Suspicious
 """What happens in a group, in the order of its log."""
 
 
-def people_of(read: Read) -> set[bytes]:
-    """Whose names are needed to show an event."""
-    statement = statement_of(read.event)
-    return {read.event.actor_id, getattr(statement, "user_id", ZERO_ID)} - {ZERO_ID}
+def people_of(reads: Iterable[Read]) -> set[bytes]:
+    """Whose names are needed to show these events."""
+    actors = {read.event.actor_id for read in reads}
+    others = {getattr(statement_of(read.event), "user_id", ZERO_ID) for read in reads}
+    return (actors | others) - {ZERO_ID}
 
 
 def item_of(read: Read, replica: Replica, name: NameOf) -> Item | None:

@@ -1,7 +1,7 @@
 """Reading a group: the log's events from any place on, and what it is made of, fetched again and checked against it."""
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -22,7 +22,7 @@ from orbital_client.trust.board import Board, Post, post_of, sealed_post
 from orbital_client.trust.findings import Finding, Flaw
 from orbital_client.trust.index import Known
 from orbital_client.trust.log import POSTS
-from orbital_client.trust.opening import Opened, belongs, open_event
+from orbital_client.trust.opening import Opened, belongs, open_events
 from orbital_client.wire import Client
 from orbital_protocol.codes import Kind
 from orbital_protocol.frames import Event, EventList, EventListOk
@@ -33,6 +33,7 @@ MESSAGES: Final = (Kind.THREAD_POSTED, Kind.REPLY_POSTED, Kind.MEDIA_POSTED)
 _PAGE: Final = 100
 _NEAR: Final = 32  # events; what lies closer together is fetched in one page
 _WAITING: Final = 4_096
+_AT_ONCE: Final = 16  # events; what stands in the last of them is as old as whoever reads them is slow
 
 
 class Read(msgspec.Struct, frozen=True):
@@ -52,31 +53,33 @@ class Timeline:
 
     # ── opening ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def read(self, event: Event) -> Read:
-        """What an event says, if it is a post. What should not be is taken note of."""
-        if event.kind not in POSTS:
-            return Read(event)
-        try:
-            try:
-                return Read(event, self._open(event))
-            except Withheld:
-                await self._replica.catch_up()  # it may have been deleted a moment ago
-                return Read(event, self._open(event))
-        except CannotOpen as problem:
-            if isinstance(problem, Withheld):
-                self._note(Finding(Flaw.WITHHELD, self._replica.group_id, event.seq, event.actor_id))
-            return Read(event, problem=problem)
+    async def read(self, events: Sequence[Event]) -> list[Read]:
+        """What each event says, if it is a post. What should not be is taken note of."""
+        posts = [event for event in events if event.kind in POSTS]
+        found = self._open(posts)
+        if any(isinstance(post, Withheld) for post in found):
+            await self._replica.catch_up()  # they may have been deleted a moment ago
+            found = self._open(posts)
+        opened = iter(found)
+        return [self._read(event, next(opened)) if event.kind in POSTS else Read(event) for event in events]
 
-    def _open(self, event: Event) -> Opened:
+    def _open(self, posts: Sequence[Event]) -> list[Opened | CannotOpen]:
         replica = self._replica
-        if event.actor_id in replica.changed_keys:
-            raise Rejected(Finding(Flaw.KEY_CHANGED, replica.group_id, event.seq, event.actor_id))
-        try:
-            return open_event(replica.log, replica.keyring, event)
-        except Rejected as problem:
-            if problem.finding.flaw is Flaw.FORK:
-                self._note(problem.finding)
-            raise
+        return [
+            Rejected(Finding(Flaw.KEY_CHANGED, replica.group_id, event.seq, event.actor_id))
+            if event.actor_id in replica.changed_keys
+            else found
+            for event, found in zip(posts, open_events(replica.log, replica.keyring, posts), strict=True)
+        ]
+
+    def _read(self, event: Event, found: Opened | CannotOpen) -> Read:
+        if not isinstance(found, CannotOpen):
+            return Read(event, found)
+        if isinstance(found, Rejected) and found.finding.flaw is Flaw.FORK:
+            self._note(found.finding)
+        elif isinstance(found, Withheld):
+            self._note(Finding(Flaw.WITHHELD, self._replica.group_id, event.seq, event.actor_id))
+        return Read(event, problem=found)
 
     def _note(self, finding: Finding) -> None:
         """What was found wrong with a post that is read again and again is told once."""
@@ -94,8 +97,8 @@ class Timeline:
 
     # ── from a place on ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def follow(self, after_seq: int) -> AsyncIterator[Read]:
-        """Every event after this seq, those to come included; what lacked its key comes again once it is there.
+    async def follow(self, after_seq: int) -> AsyncIterator[list[Read]]:
+        """Every event after this seq, a few at a time, those to come included; what lacked its key comes again.
 
         Ends when the user sees no more of the group, or the client is closed. Raises LogBroken, and what ended the
         session.
@@ -107,21 +110,21 @@ class Timeline:
         try:
             while True:
                 while seq < replica.log.position.seq:
-                    for event in replica.recent(seq + 1) or await self._page(seq + 1, replica.log.position.seq):
-                        seq = event.seq
-                        read = await self.read(event)
-                        if isinstance(read.problem, MissingKey):
-                            waiting[seq] = event
-                            if len(waiting) > _WAITING:
-                                waiting.popitem(last=False)
-                        yield read
+                    events = replica.recent(seq + 1) or await self._page(seq + 1, replica.log.position.seq)
+                    for few in _few(events):
+                        reads = await self.read(few)
+                        waiting |= {read.event.seq: read.event for read in reads if _lacks_key(read)}
+                        while len(waiting) > _WAITING:
+                            waiting.popitem(last=False)
+                        seq = few[-1].seq
+                        yield reads
                 if keys != len(replica.keyring):
                     keys = len(replica.keyring)
-                    for event in list(waiting.values()):
-                        read = await self.read(event)
-                        if not isinstance(read.problem, MissingKey):
-                            del waiting[event.seq]
-                            yield read
+                    for few in _few(list(waiting.values())):
+                        reads = [read for read in await self.read(few) if not _lacks_key(read)]
+                        for read in reads:
+                            del waiting[read.event.seq]
+                        yield reads
                     continue
                 replica.check()
                 if replica.gone is not None or self._is_closed():
@@ -198,12 +201,12 @@ class Timeline:
             if child.kind == Kind.ANNOTATION_POSTED and child.counts and not child.erased_at
         ]
         board = Board(self._replica.log.role_at)
-        for event in await self._fetch(known.seq for known in (*wanted, *annotations)):
-            read = await self.read(event)
-            if event.kind in MESSAGES:
-                board.put(self.post(read))
-            elif read.opened is not None:  # an edit or reaction that can't be read leaves the message as it was
-                board.annotate(read.opened)
+        for few in _few(await self._fetch(known.seq for known in (*wanted, *annotations))):
+            for read in await self.read(few):
+                if read.event.kind in MESSAGES:
+                    board.put(self.post(read))
+                elif read.opened is not None:  # an edit or reaction that can't be read leaves the message as it was
+                    board.annotate(read.opened)
         return list(board)
 
     async def _fetch(self, seqs: Iterable[int]) -> list[Event]:
@@ -217,6 +220,14 @@ class Timeline:
                 found |= {event.seq: event for event in events}
                 at = events[-1].seq + 1
         return [found[seq] for seq in wanted]
+
+
+def _few(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
+    return (events[at : at + _AT_ONCE] for at in range(0, len(events), _AT_ONCE))
+
+
+def _lacks_key(read: Read) -> bool:
+    return isinstance(read.problem, MissingKey)
 
 
 def _ranges(seqs: list[int]) -> list[tuple[int, int]]:

@@ -84,17 +84,37 @@ def seal(
     return primitives.seal(key.content_key(place.kind, place.author_id), plaintext, aad, nonce=nonce)
 
 
-def unseal(key: GroupKey, place: Place, envelope: bytes, author_key: bytes) -> bytes:
-    """The content, which the holder of this Ed25519 key has signed for this place.
+class Unproven(msgspec.Struct, frozen=True):
+    """What an opened envelope holds, as long as nobody has checked who wrote it."""
 
-    Raises UnknownVersion, BadSeal, Malformed where it isn't padded as it must be, and ForgedAuthor.
+    _content: bytes
+    _signed: bytes
+    _signature: bytes
+
+    def by(self, author_key: bytes) -> bytes:
+        """The content, which the holder of this Ed25519 key has signed for its place. Raises ForgedAuthor."""
+        if not verify_raw(self._signed, self._signature, author_key):
+            raise ForgedAuthor("whoever is said to have written this has not signed it")
+        return self._content
+
+
+def open_sealed(key: GroupKey, place: Place, envelope: bytes) -> Unproven:
+    """Open an envelope, and leave the signature for later.
+
+    Raises UnknownVersion, BadSeal, and Malformed where it isn't padded as it must be.
     """
     aad = place.aad
     plaintext = primitives.unseal(key.content_key(place.kind, place.author_id), envelope, aad)
     content = _unpadded(plaintext)
-    if not verify_raw(CONTENT_PREFIX + aad + content, plaintext[:64], author_key):
-        raise ForgedAuthor("whoever is said to have written this has not signed it")
-    return content
+    return Unproven(content, CONTENT_PREFIX + aad + content, plaintext[:64])
+
+
+def unseal(key: GroupKey, place: Place, envelope: bytes, author_key: bytes) -> bytes:
+    """The content, which the holder of this Ed25519 key has signed for this place.
+
+    Raises what `open_sealed` and `Unproven.by` raise.
+    """
+    return open_sealed(key, place, envelope).by(author_key)
 
 
 def _unpadded(plaintext: bytes) -> bytes:
