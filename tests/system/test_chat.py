@@ -12,6 +12,7 @@ from textual.pilot import Pilot
 from examples.demo_stage import Cable
 from orbital_client import Client, Group, Heard, Message
 from orbital_client.chat.app import ChatApp
+from orbital_client.chat.panes import Rows
 from orbital_client.chat.running import run
 from orbital_client.errors import ClientClosed
 from tests.relays import RunningRelay, running_relay
@@ -244,6 +245,22 @@ async def test_a_lost_connection_and_the_end(migrated_database: str, tmp_path: P
                 await at.sees_no_more("sending…")
                 await pilot.press("ctrl+q")
                 await at.until(lambda: not app.is_running, "the end")
+
+
+async def test_a_tick_while_the_window_is_taken_down_draws_nothing(
+    migrated_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running: list[bool] = []
+
+    def tick(rows: Rows) -> None:
+        assert isinstance(rows.app, ChatApp)
+        running.append(rows.app.is_running)
+        rows.app._draw()
+
+    async with desk(migrated_database):
+        monkeypatch.setattr(Rows, "on_unmount", tick, raising=False)
+    assert running
+    assert not any(running)
 
 
 def test_nobody_has_logged_in(tmp_path: Path) -> None:
