@@ -33,7 +33,7 @@ MESSAGES: Final = (Kind.THREAD_POSTED, Kind.REPLY_POSTED, Kind.MEDIA_POSTED)
 _PAGE: Final = 100
 _NEAR: Final = 32  # events; what lies closer together is fetched in one page
 _WAITING: Final = 4_096
-_AT_ONCE: Final = 16  # events; what stands in the last of them is as old as whoever reads them is slow
+_AT_ONCE: Final = 16  # events that are opened together: who is slow with the first sees the last as it stood then
 
 
 class Read(msgspec.Struct, frozen=True):
