@@ -118,6 +118,11 @@ class Talk:
         async with asyncio.timeout(limit_s), self._changed:
             await self._changed.wait_for(lambda: len(self.events) >= count)
 
+    async def has_strays(self, count: int, *, limit_s: float = LIMIT_S) -> None:
+        """Wait until so many errors have come that answer nothing."""
+        async with asyncio.timeout(limit_s), self._changed:
+            await self._changed.wait_for(lambda: len(self.strays) >= count)
+
     async def closed(self, *, limit_s: float = LIMIT_S) -> int | None:
         """Wait for the end; return the close code."""
         async with asyncio.timeout(limit_s):

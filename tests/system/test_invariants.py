@@ -102,14 +102,22 @@ async def test_requests_of_one_group_in_one_message_are_carried_out_in_order(sce
 
 async def test_an_id_in_flight_is_refused_and_the_first_request_is_answered_all_the_same(scene: Scene) -> None:
     async with talking(scene.first.url, await scene.token(scene.ann)) as ann:
-        request = frames.EventList(id=ann.next_id(), group_id=scene.group_id, limit=1)
-        future = ann.send(request)
-        await ann.socket.send(codec.encode(request) * 2)
-        with pytest.raises(Refused) as refused:  # the error bears the id, so it is the first to arrive
-            await future
-        assert refused.value.code == ErrorCode.BAD_FRAME
-        assert refused.value.error.details is not None
-        assert refused.value.error.details.field == "id"
+        thread_id, opened = await post_thread(ann, scene.group_id)
+        request = reply(ann, scene.group_id, thread_id)
+        async with scene.connection.transaction():
+            lock = "SELECT FROM group_heads WHERE group_id = $1 FOR UPDATE"
+            await scene.connection.execute(lock, scene.group_id)  # so the first request stays in flight
+            await ann.socket.send(codec.encode(request) * 3)
+            await ann.has_strays(2)
+            answer = ann.expect(request)
+        async with asyncio.timeout(30):
+            posted = await answer
+        assert isinstance(posted, frames.PostOk)
+        assert (posted.seq, posted.duplicate) == (opened.seq + 1, False)
+        for refused in ann.strays:
+            assert (refused.code, refused.id) == (ErrorCode.BAD_FRAME, request.id)
+            assert refused.details is not None
+            assert refused.details.field == "id"
 
 
 # ── 2. seq, seq + 1, seq + 2: no hole, no repeat, no reordering ─────────────────────────────────────────────────────
