@@ -149,10 +149,14 @@ class AccessTokens:
     """Signs with the first key, and takes what any of the keys has signed."""
 
     def __init__(self, keys: Sequence[TokenKey]) -> None:
+        self._jws = jwt.PyJWS([_ALGORITHM])
+        self.use(keys)
+
+    def use(self, keys: Sequence[TokenKey]) -> None:
+        """Sign with the first of these from now on, and take what any of them has signed, and nothing else."""
         self._signing = keys[0]
         self._keys = {key.kid: key.secret for key in keys}
         self._by_header = {_header_part(key): key.secret for key in keys}  # as relays write them
-        self._jws = jwt.PyJWS([_ALGORITHM])
 
     def sign(self, access: Access, now: int) -> str:
         """The token. `expires_at` must be a whole second."""

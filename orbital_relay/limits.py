@@ -41,13 +41,22 @@ class TokenBucket:
 
     def take(self, n: float = 1) -> int:
         """Take n tokens and return 0, or take none and return after how many milliseconds there will be n."""
-        now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate_per_s)
-        self._filled_at = now
+        self._fill()
         if self._tokens >= n:
             self._tokens -= n
             return 0
         return math.ceil((n - self._tokens) / self._rate_per_s * _MS)
+
+    def tune(self, rate_per_s: float, burst: float) -> None:
+        """Go on at another rate, with what is there."""
+        self._fill()
+        self._rate_per_s = rate_per_s
+        self._burst = burst
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate_per_s)
+        self._filled_at = now
 
 
 class KeyedBuckets:
@@ -72,6 +81,13 @@ class KeyedBuckets:
             bucket = self._buckets[key] = TokenBucket(self._rate_per_s, self._burst, self._clock)
         self._buckets.move_to_end(key)
         return bucket.take(n)
+
+    def tune(self, rate_per_s: float, burst: float) -> None:
+        """Go on at another rate, for every key; what was taken stays taken."""
+        self._rate_per_s = rate_per_s
+        self._burst = burst
+        for bucket in self._buckets.values():
+            bucket.tune(rate_per_s, burst)
 
 
 @lru_cache(maxsize=_NETWORKS_KEPT)

@@ -227,6 +227,18 @@ def test_the_first_key_signs_and_all_verify() -> None:
         old.verify(new.sign(ACCESS, NOW), NOW)
 
 
+def test_other_keys_take_the_place_of_those_that_were_there() -> None:
+    tokens = AccessTokens([OLD_KEY])
+    old = tokens.sign(ACCESS, NOW)
+    tokens.use([KEY, OLD_KEY])
+    assert jwt.get_unverified_header(tokens.sign(ACCESS, NOW))["kid"] == "k1"
+    assert tokens.verify(old, NOW) == ACCESS
+    tokens.use([KEY])
+    for token in (old, forge(None, OLD_KEY.secret, kid=OLD_KEY.kid, cty="of a header that is parsed")):
+        with pytest.raises(Unauthenticated):
+            tokens.verify(token, NOW)
+
+
 def test_a_token_expires_by_the_relays_clock() -> None:
     tokens = AccessTokens([KEY])
     token = tokens.sign(ACCESS, NOW)

@@ -69,6 +69,25 @@ def test_keys_have_buckets_of_their_own() -> None:
     assert [buckets.take("a"), buckets.take("b"), buckets.take("a")] == [0, 0, 1000]
 
 
+def test_another_rate_holds_for_who_is_known_and_who_is_not_and_what_was_taken_stays_taken() -> None:
+    clock = Clock()
+    buckets = KeyedBuckets(rate_per_s=1, burst=4, clock=clock)
+    assert buckets.take("a", 4) == 0
+    buckets.tune(rate_per_s=2, burst=2)
+    assert [buckets.take("a"), buckets.take("b", 2), buckets.take("b")] == [500, 0, 500]
+    clock.now += 3600
+    assert [buckets.take("a", 2), buckets.take("a")] == [0, 500]
+
+
+def test_before_another_rate_the_old_one_held() -> None:
+    clock = Clock()
+    buckets = KeyedBuckets(rate_per_s=1, burst=10, clock=clock)
+    assert buckets.take("a", 10) == 0
+    clock.now += 2
+    buckets.tune(rate_per_s=1000, burst=10)
+    assert buckets.take("a", 3) == 1
+
+
 def test_the_number_of_keys_is_bounded_and_the_oldest_goes() -> None:
     buckets = KeyedBuckets(rate_per_s=1, burst=1, clock=Clock(), max_keys=3)
     for key in ("a", "b", "c", "a", "d"):
