@@ -30,8 +30,9 @@ Around it:
     janitor       removes what has expired; `reclaimer` does so for files and their blobs
     embedded      the PostgreSQL that comes along
     operators     metrics and health; `metrics`, `logs` (written by the thread in `sink`)
-    config        settings; `errors` is what clients are told
-    cli           the command line; `commands/` and `admin` are what it does
+    config        settings; `reloading` takes over what changes of them; `errors` is what clients are told
+    tls           the certificate, if TLS is the relay's own
+    cli           the command line; `commands/` and `admin` are what it does; `supervisor` hears of it
 
 Imports point downwards only; `make lint` says so.
 """

@@ -13,7 +13,7 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -442,6 +442,20 @@ def load(
     except ValidationError as error:
         raise ConfigError(_problems(error, given)) from None
     settings._sources.update({key: source for key, (_, source) in given.items()})
+    return settings
+
+
+def adopt(running: Settings, given: Settings, keys: Collection[str]) -> Settings:
+    """The running settings, with what is given for these keys. Raise ConfigError where that doesn't fit together."""
+    origins = {key: given if key in keys else running for key in _fields()}
+    values = {key: getattr(origin, key) for key, origin in origins.items()}
+    sources = {key: origin._sources[key] for key, origin in origins.items() if key in origin._sources}
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        shown = {key: _Given(value, sources.get(key, "default")) for key, value in values.items()}
+        raise ConfigError(_problems(error, shown)) from None
+    settings._sources.update(sources)
     return settings
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from pathlib import Path
 from socket import fromfd
 from typing import Any, Final
 
@@ -59,21 +58,6 @@ class GatewaySettings:
     max_unauthenticated_frame_bytes: int
 
 
-def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
-    """What TLS is served with. Raise StartupError where the two files are not a chain and its key."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(cert, key, password="")  # without one OpenSSL asks at the terminal
-    except OSError as error:
-        reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
-        why = f" ({reason})" if reason else ""
-        raise StartupError(
-            f"tls_cert = {cert}, tls_key = {key}: must be a certificate chain and its private key, in PEM,"
-            f" without a passphrase{why}"
-        ) from error
-    return context
-
-
 class Gateway:
     """The listening port of one relay."""
 
@@ -84,8 +68,6 @@ class Gateway:
         heartbeat: Heartbeat,
         flushed: Callable[[], Any],
     ) -> None:
-        self._settings = settings
-        self._services = services
         self._registry: Registry = services.registry
         self._heartbeat = heartbeat
         self._flushed = flushed
@@ -94,11 +76,17 @@ class Gateway:
         self._servers: list[asyncio.Server] = []
         self._ending: set[asyncio.Task[None]] = set()  # of sessions that are over
         self._arrived: deque[Socket] = deque()  # those that are to start
-        self._handshakes = Handshakes()
         self._is_draining = False
+        self.use(settings, services)
+        services.metrics.connections.set_function(lambda: len(self._sockets))
+
+    def use(self, settings: GatewaySettings, services: Services) -> None:
+        """Whoever comes from now on is let in and served by these. Where it listens doesn't change any more."""
+        self._settings = settings
+        self._services = services
+        self._handshakes = Handshakes()  # what was answered was answered by other rules
         allowed = [Origin(origin) for origin in settings.origins]
         self._origins = [*allowed, None] if settings.allow_no_origin else allowed
-        services.metrics.connections.set_function(lambda: len(self._sockets))
 
     async def start(self) -> int:
         """Listen; return the port. Raise StartupError where it is taken."""

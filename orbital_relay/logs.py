@@ -54,6 +54,12 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         ),
         "relay.draining": Event("info", "The relay stops in order.", ("reason", "count")),
         "relay.stopped": Event("info", "The relay has stopped; `duration_ms` of draining.", ("duration_ms",)),
+        "config.reloaded": Event(
+            "info", "The settings were read again; those in `pending` take a restart.", ("changed", "pending")
+        ),
+        "config.refused": Event(
+            "error", "The settings were read again and can't be used: all stays as it was.", ("message",)
+        ),
         "config.warning": Event("warning", "A setting is allowed but rarely meant.", ("message",)),
         "database.embedded.started": Event("info", "The embedded PostgreSQL runs.", ("path", "duration_ms")),
         "database.embedded.stopped": Event("info", "The embedded PostgreSQL has stopped.", ("duration_ms",)),
@@ -135,6 +141,7 @@ FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         **CONTEXT,
         "address": "network address of the client",
         "bytes": "bytes that waited, or of a file",
+        "changed": "settings in force from now on",
         "close_code": "WebSocket close code",
         "code": "error code of the protocol",
         "count": "how many",
@@ -154,6 +161,7 @@ FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "operators_port": "port of metrics and health",
         "origin": "Origin that a browser sent",
         "path": "path in a request, or of a folder",
+        "pending": "settings that have changed, and take a restart",
         "pid": "process id",
         "port": "port listened on",
         "reason": "why, as one of a few words",

@@ -6,25 +6,23 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
+from ssl import SSLContext
 from typing import Any, Final
 
 import asyncpg
 
-from orbital_protocol import PROTOCOL_VERSION, codec
 from orbital_protocol.codes import CloseCode
-from orbital_protocol.frames import Hello, Limits
-from orbital_protocol.statements import MAX_STATEMENT_BYTES
 from orbital_relay import __version__, logs, token_keys
 from orbital_relay.announcer import Announcer
-from orbital_relay.assembly import Parts, assemble_handlers
+from orbital_relay.assembly import Parts, Rates, assemble_handlers, assemble_services, gateway_settings
 from orbital_relay.config import Settings, TokenKey
 from orbital_relay.config import warnings as config_warnings
-from orbital_relay.credentials import Workers
-from orbital_relay.dispatch import Handlers, routes
+from orbital_relay.credentials import AccessTokens, Workers
 from orbital_relay.embedded import EmbeddedPostgres
 from orbital_relay.errors import StartupError
 from orbital_relay.fanout import Fanout
-from orbital_relay.gateway import Gateway, GatewaySettings, tls_context
+from orbital_relay.gateway import Gateway
 from orbital_relay.handlers.sessions import live_sessions
 from orbital_relay.handlers.subscriptions import group_heads
 from orbital_relay.heartbeat import Heartbeat, Pulse
@@ -40,20 +38,16 @@ from orbital_relay.outbox import Flusher
 from orbital_relay.reactions import Reactions
 from orbital_relay.reclaimer import Reclaimer
 from orbital_relay.registry import Registry
+from orbital_relay.reloading import Reloader
 from orbital_relay.replay import Replays
-from orbital_relay.session import Services
 from orbital_relay.store import migrate
 from orbital_relay.store.pool import Database, PoolSettings
+from orbital_relay.tls import Certificate, Chain
 from orbital_relay.writer import Lane, Writer
 
 logger = logs.get()
 
 _JANITOR_S: Final = 60
-
-
-def limits_of(settings: Settings) -> Limits:
-    """What `hello` says, and what is enforced."""
-    return Limits(max_depth=codec.MAX_DEPTH, max_statement_bytes=MAX_STATEMENT_BYTES, **settings.limits.model_dump())
 
 
 def now_us() -> int:
@@ -77,27 +71,41 @@ class _Joined:
     operators: Operators
     uploads: Uploads
     workers: Workers
+    parts: Parts
     background: dict[str, Coroutine[Any, Any, None]]
+
+
+def _chain(settings: Settings) -> Chain | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    return Chain.read(settings.tls_cert, settings.tls_key)
 
 
 class Relay:
     """One relay. `run` builds it, serves until `stop` is called, drains, and leaves nothing behind."""
 
-    def __init__(self, settings: Settings, relay_id: bytes) -> None:
+    def __init__(self, settings: Settings, relay_id: bytes, read_settings: Callable[[], Settings]) -> None:
         self._settings = settings
+        self._read_settings = read_settings
         self._relay_id = relay_id
         self._relay_hex = relay_id.hex()
         self._stopping = asyncio.Event()
+        self._reloading = asyncio.Event()
+        self._keys: Sequence[TokenKey] = ()
+        self._certificate: Certificate | None = None
         self._embedded: EmbeddedPostgres | None = None
         self._metrics = Metrics()
         self._registry = Registry()
-        self._limits = limits_of(settings)
         self._metrics.sessions.set_function(lambda: self._registry.authenticated_count)
         self._metrics.outbox_bytes.set_function(lambda: sum(c.waiting_bytes() for c in self._registry))
 
     def stop(self) -> None:
         """Drain and end; `run` returns when that is done."""
         self._stopping.set()
+
+    def reload(self) -> None:
+        """Read the settings anew, soon, and take over what may change while the relay runs; the log tells what was."""
+        self._reloading.set()
 
     async def run(self, on_listening: Callable[[Listening], None]) -> None:
         """Serve until `stop`. Raise StartupError, EmbeddedError or OSError where the relay can't start."""
@@ -108,9 +116,9 @@ class Relay:
             pool_settings = await self._prepare_database(stack)
             database = Database(pool_settings, self._relay_hex)
             stack.push_async_callback(database.close)
-            keys = await self._open(database)
+            await self._open(database)
             store = await self._open_store(stack, database)
-            await self._serve(self._join(database, pool_settings, keys, store), on_listening)
+            await self._serve(self._join(database, pool_settings, store), on_listening)
 
     # ── the database ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -153,16 +161,15 @@ class Relay:
         if self._embedded is not None:
             logger.info("database.embedded.stopped", duration_ms=round((time.monotonic() - started) * 1000))
 
-    async def _open(self, database: Database) -> Sequence[TokenKey]:
+    async def _open(self, database: Database) -> None:
         """Open the pool, and agree with the other relays on the keys that sign tokens."""
-        keys = token_keys.load(self._settings)
+        self._keys = token_keys.load(self._settings)
         try:
             await database.open()
         except (OSError, TimeoutError, asyncpg.PostgresError) as error:
             raise StartupError(f"database_url: the database does not answer: {error}") from error
         async with database.transaction() as connection:
-            await token_keys.register(connection, keys)
-        return keys
+            await token_keys.register(connection, self._keys)
 
     async def _open_store(self, stack: AsyncExitStack, database: Database) -> GuardedStore:
         """Open the store of files, and agree with the other relays that it is this one."""
@@ -187,7 +194,9 @@ class Relay:
     async def _serve(self, joined: _Joined, on_listening: Callable[[Listening], None]) -> None:
         """Start, wait until `stop`, drain, end."""
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work, name=name) for name, work in joined.background.items()]
+            reloader = Reloader(self._settings, self._read_settings, partial(self._take_over, joined))
+            background = {**joined.background, "reloader": reloader.run(self._reloading)}
+            tasks = [group.create_task(work, name=name) for name, work in background.items()]
             try:
                 operators_port = await joined.operators.start()
                 port = await joined.gateway.start()
@@ -215,6 +224,24 @@ class Relay:
         await gateway.drain(self._settings.drain_timeout_ms / 1000)
         logger.info("relay.stopped", duration_ms=round((time.monotonic() - started) * 1000))
 
+    async def _take_over(self, joined: _Joined, settings: Settings) -> set[str]:
+        """Go on by other settings. Return the names of those whose files have changed. What can fail comes first."""
+        keys = await asyncio.to_thread(token_keys.load, settings)
+        chain = await asyncio.to_thread(_chain, settings)
+        async with joined.parts.database.transaction() as connection:
+            await token_keys.register(connection, keys)
+        changed = {"token_keys"} if list(keys) != list(self._keys) else set()
+        if self._certificate is not None and chain is not None:
+            changed |= {"tls_cert"} if chain.pem != self._certificate.chain.pem else set()
+            self._certificate.chain = chain
+        self._settings, self._keys = settings, keys
+        logs.configure(settings.log_level, settings.log_format, self._relay_id)
+        joined.parts.tokens.use(keys)
+        joined.parts.rates.tune(settings)
+        handlers = assemble_handlers(settings, joined.parts)
+        joined.gateway.use(gateway_settings(settings, None), assemble_services(settings, handlers, joined.parts))
+        return changed
+
     async def _watch(self, embedded: EmbeddedPostgres) -> None:
         """Without its database the embedded relay has no business going on: whoever supervises it starts it again."""
         status = await embedded.wait()
@@ -222,13 +249,7 @@ class Relay:
 
     # ── the parts ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _join(
-        self,
-        database: Database,
-        pool_settings: PoolSettings,
-        keys: Sequence[TokenKey],
-        store: GuardedStore,
-    ) -> _Joined:
+    def _join(self, database: Database, pool_settings: PoolSettings, store: GuardedStore) -> _Joined:
         """Make every part, and join it to the others. Nothing has started yet."""
         settings = self._settings
         fanout = Fanout(database, self._metrics, settings.ring_bytes)
@@ -248,32 +269,34 @@ class Relay:
         sessions = live_sessions(database, now_us)
         heads = group_heads(database)
         replays = Replays(database, fanout, self._metrics, settings.replay_concurrency)
-        handlers = assemble_handlers(
-            settings,
-            self._limits,
-            Parts(
-                database=database,
-                sessions=sessions,
-                heads=heads,
-                keys=keys,
-                fanout=fanout,
-                announcer=announcer,
-                workers=workers,
-                store=store,
-                uploads=uploads,
-                reclaimer=reclaimer,
-                metrics=self._metrics,
-                relay_hex=self._relay_hex,
-                now=now_us,
-            ),
+        parts = Parts(
+            database=database,
+            sessions=sessions,
+            heads=heads,
+            tokens=AccessTokens(self._keys),
+            rates=Rates(settings),
+            fanout=fanout,
+            writer=writer,
+            replays=replays,
+            announcer=announcer,
+            workers=workers,
+            store=store,
+            uploads=uploads,
+            reclaimer=reclaimer,
+            registry=self._registry,
+            flusher=Flusher(asyncio.get_running_loop()),
+            metrics=self._metrics,
+            relay_id=self._relay_id,
+            now=now_us,
         )
+        handlers = assemble_handlers(settings, parts)
         reactions = Reactions(self._relay_hex, self._registry, fanout, handlers.invites.announcement)
         listener = self._listener(database, pool_settings, fanout, reactions)
         heartbeat = Heartbeat(
             Pulse(settings.heartbeat_ms, settings.no_pong_ms, settings.slow_consumer_ms), now_us, self._metrics
         )
-        services = self._services(replays, writer, handlers)
-        gateway = Gateway(self._gateway_settings(), services, heartbeat, writer.flushed)
+        services = assemble_services(settings, handlers, parts)
+        gateway = Gateway(gateway_settings(settings, self._serve_tls()), services, heartbeat, writer.flushed)
         operators = Operators(
             settings.operators_host,
             settings.operators_port,
@@ -295,7 +318,14 @@ class Relay:
         }
         if self._embedded is not None:
             background["embedded database"] = self._watch(self._embedded)
-        return _Joined(gateway, operators, uploads, workers, background)
+        return _Joined(gateway, operators, uploads, workers, parts, background)
+
+    def _serve_tls(self) -> SSLContext | None:
+        chain = _chain(self._settings)
+        if chain is None:
+            return None
+        self._certificate = Certificate(chain)
+        return self._certificate.context
 
     def _writer(self, pool_settings: PoolSettings, fanout: Fanout) -> Writer:
         settings = self._settings
@@ -334,49 +364,6 @@ class Relay:
             metrics=self._metrics,
             echo_ms=settings.echo_ms,
             sweep_ms=settings.sweep_ms,
-        )
-
-    def _services(self, replays: Replays, writer: Writer, handlers: Handlers) -> Services:
-        settings = self._settings
-        hello = Hello(
-            protocol=PROTOCOL_VERSION,
-            server=f"orbital-relay/{__version__}",
-            relay_id=self._relay_id,
-            limits=self._limits,
-            auth_timeout_ms=settings.auth_timeout_ms,
-            heartbeat_ms=settings.heartbeat_ms,
-            registration=settings.registration,
-        )
-        return Services(
-            hello=codec.encode(hello),
-            routes=routes(handlers),
-            writer=writer,
-            replays=replays,
-            registry=self._registry,
-            metrics=self._metrics,
-            limits=self._limits,
-            flusher=Flusher(asyncio.get_running_loop()),
-            now=now_us,
-            auth_timeout_ms=settings.auth_timeout_ms,
-            outbox_bytes=settings.outbox_bytes,
-        )
-
-    def _gateway_settings(self) -> GatewaySettings:
-        settings = self._settings
-        context = None
-        if settings.tls_cert is not None and settings.tls_key is not None:
-            context = tls_context(settings.tls_cert, settings.tls_key)
-        return GatewaySettings(
-            host=settings.listen_host,
-            port=settings.listen_port,
-            ssl_context=context,
-            origins=settings.origins,
-            allow_no_origin=settings.allow_no_origin,
-            trusted_proxies=settings.trusted_proxies,
-            connections_max=settings.connections_max,
-            connections_per_address=settings.connections_per_address,
-            unauthenticated_max=settings.unauthenticated_max,
-            max_unauthenticated_frame_bytes=settings.max_unauthenticated_frame_bytes,
         )
 
     def _uploads(self, database: Database, store: GuardedStore) -> Uploads:

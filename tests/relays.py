@@ -105,7 +105,12 @@ class RunningRelay:
 
 @asynccontextmanager
 async def running_relay(
-    dsn: str | None, *, data_dir: Path | None = None, program: Sequence[str] = RELAY, **settings: Any
+    dsn: str | None,
+    *,
+    data_dir: Path | None = None,
+    program: Sequence[str] = RELAY,
+    stdin: int = asyncio.subprocess.DEVNULL,
+    **settings: Any,
 ) -> AsyncIterator[RunningRelay]:
     """A relay on this (migrated) database, or on an embedded one of its own; `settings` as in the configuration.
 
@@ -113,7 +118,7 @@ async def running_relay(
     """
     with tempfile.TemporaryDirectory(prefix="orbital-relay-") as temporary:
         directory = data_dir or Path(temporary)
-        relay = await start_relay(dsn, directory, program=program, **settings)
+        relay = await start_relay(dsn, directory, program=program, stdin=stdin, **settings)
         reader = asyncio.create_task(_drain(relay), name="relay log")
         try:
             listening = await _started(relay)
@@ -134,7 +139,8 @@ async def relay_here(dsn: str, **settings: Any) -> AsyncIterator[str]:
         "media_dir": media_dir_of(dsn),
         **settings,
     }
-    relay = Relay(Settings(database_url=dsn, token_keys=(TokenKey.parse(TOKEN_KEY),), **given), os.urandom(16))
+    chosen = Settings(database_url=dsn, token_keys=(TokenKey.parse(TOKEN_KEY),), **given)
+    relay = Relay(chosen, os.urandom(16), lambda: chosen)
     listening: asyncio.Future[Listening] = asyncio.get_running_loop().create_future()
     running = asyncio.create_task(relay.run(listening.set_result), name="relay")
     try:
@@ -149,9 +155,14 @@ async def relay_here(dsn: str, **settings: Any) -> AsyncIterator[str]:
 
 
 async def start_relay(
-    dsn: str | None, data_dir: Path, *, program: Sequence[str] = RELAY, **settings: Any
+    dsn: str | None,
+    data_dir: Path,
+    *,
+    program: Sequence[str] = RELAY,
+    stdin: int = asyncio.subprocess.DEVNULL,
+    **settings: Any,
 ) -> RunningRelay:
-    """Start the process; the caller waits for `relay.listening`, and ends it."""
+    """Start the process; the caller waits for `relay.listening`, and ends it. `stdin` is for programs but Python."""
     given = {
         "listen_port": 0,
         "operators_port": 0,
@@ -171,7 +182,7 @@ async def start_relay(
         *program,
         "serve",
         env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=stdin,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -11,7 +11,6 @@ from typing import Final, Literal
 
 import asyncpg
 import typer
-from cryptography import x509
 
 from orbital_relay import config, hints, token_keys
 from orbital_relay.commands.database import APPLICATION_NAME, CommandError, located
@@ -21,13 +20,13 @@ from orbital_relay.commands.probe import prove
 from orbital_relay.config import ConfigError, Settings
 from orbital_relay.embedded import EmbeddedError, Layout
 from orbital_relay.errors import StartupError
-from orbital_relay.gateway import tls_context
 from orbital_relay.media import choose
 from orbital_relay.store import facts, migrate
 from orbital_relay.store import live as live_store
 from orbital_relay.store import media as media_store
 from orbital_relay.store import operators as store
 from orbital_relay.store.pool import Connection, PoolSettings, connect
+from orbital_relay.tls import Chain
 
 Status = Literal["ok", "warning", "problem"]
 
@@ -103,12 +102,9 @@ def _tls(settings: Settings) -> list[Check]:
     if settings.tls_cert is None or settings.tls_key is None:
         return []
     try:
-        tls_context(settings.tls_cert, settings.tls_key)
-        ends_at = x509.load_pem_x509_certificates(settings.tls_cert.read_bytes())[0].not_valid_after_utc
+        ends_at = Chain.read(settings.tls_cert, settings.tls_key).expires_at
     except StartupError as error:
         return [Check("tls", "problem", str(error))]
-    except (OSError, ValueError) as error:
-        return [Check("tls", "problem", f"tls_cert = {settings.tls_cert}: {error}")]
     left = ends_at - datetime.now(UTC)
     status: Status = "ok" if left > timedelta(days=_CERTIFICATE_DAYS_MIN) else "warning"
     return [

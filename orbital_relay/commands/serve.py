@@ -6,18 +6,21 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 import uvloop
 
-from orbital_relay import __version__, logs
+from orbital_relay import __version__, logs, supervisor
 from orbital_relay.commands.options import ConfigOption, SetOption, settings_from
 from orbital_relay.config import Settings
 from orbital_relay.errors import StartupError
 from orbital_relay.relay import Listening, Relay
 
+_STDIN: Final = 0
 _COLLECT_AFTER_OBJECTS: Final = 50_000
 _M_MMAP_THRESHOLD: Final = -3  # malloc.h
 _M_TRIM_THRESHOLD: Final = -1
@@ -39,8 +42,9 @@ def serve(  # noqa: PLR0913  one parameter a flag
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, console or json.")] = None,
 ) -> None:
-    """Run the relay until SIGTERM or SIGINT, then drain."""
-    settings = settings_from(
+    """Run the relay until SIGTERM or SIGINT, then drain. SIGHUP: read the settings again."""
+    read = partial(
+        settings_from,
         file,
         sets,
         listen_host=listen_host,
@@ -53,11 +57,12 @@ def serve(  # noqa: PLR0913  one parameter a flag
         log_level=log_level,
         log_format=log_format,
     )
+    settings = read()
     relay_id = os.urandom(16)
     logs.configure(settings.log_level, settings.log_format, relay_id)
     try:
         with logs.written_behind():
-            uvloop.run(_serve(settings, relay_id))
+            uvloop.run(_serve(settings, relay_id, read))
     except BaseExceptionGroup as group:
         problems = group.subgroup((StartupError, OSError))
         if problems is None:
@@ -74,14 +79,37 @@ def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
     return found
 
 
-async def _serve(settings: Settings, relay_id: bytes) -> None:
-    relay = Relay(settings, relay_id)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, relay.stop)
+async def _serve(settings: Settings, relay_id: bytes, read: Callable[[], Settings]) -> None:
+    relay = Relay(settings, relay_id, read)
+    _obey_signals(relay)
     _collect_seldom()
     _keep_freed_memory()
-    await relay.run(lambda listening: _welcome(settings, listening))
+
+    def ready(listening: Listening) -> None:
+        supervisor.tell("READY=1")
+        _welcome(settings, listening)
+
+    await relay.run(ready)
+
+
+def _obey_signals(relay: Relay) -> None:
+    loop = asyncio.get_running_loop()
+    has_terminal = os.isatty(_STDIN)
+
+    def stop() -> None:
+        supervisor.tell("STOPPING=1")
+        relay.stop()
+
+    def hang_up() -> None:
+        """Somebody wants the settings read again; or the terminal is gone, and with it whoever would stop the relay."""
+        if has_terminal and not os.isatty(_STDIN):
+            stop()
+        else:
+            relay.reload()
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    loop.add_signal_handler(signal.SIGINT, stop)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
 
 
 def _collect_seldom() -> None:

@@ -7,6 +7,7 @@ import typer
 from orbital_relay import config
 from orbital_relay.commands.options import ConfigOption, JsonOption, SetOption, settings_from
 from orbital_relay.commands.output import print_json, print_table
+from orbital_relay.reloading import LIVE
 
 
 def show_config(
@@ -31,6 +32,8 @@ def show_config(
 
 def markdown() -> str:
     """The reference of all settings, as docs/operations.md has it."""
-    lines = ["| setting | default | what it is | allowed |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{row.key}` | {row.default} | {row.description} | {row.allowed} |" for row in config.reference()]
+    lines = ["| setting | default | what it is | allowed | a change takes |", "| --- | --- | --- | --- | --- |"]
+    for row in config.reference():
+        takes = "a reload" if row.key in LIVE else "a restart"
+        lines.append(f"| `{row.key}` | {row.default} | {row.description} | {row.allowed} | {takes} |")
     return "\n".join(lines) + "\n"
