@@ -84,6 +84,7 @@ class Gateway:
         """Whoever comes from now on is let in and served by these. Where it listens doesn't change any more."""
         self._settings = settings
         self._services = services
+        services.metrics.connections_max.set(settings.connections_max)
         self._handshakes = Handshakes()  # what was answered was answered by other rules
         allowed = [Origin(origin) for origin in settings.origins]
         self._origins = [*allowed, None] if settings.allow_no_origin else allowed

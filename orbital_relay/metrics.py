@@ -15,6 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from orbital_protocol.codes import ErrorCode
 from orbital_relay import __version__
 
 WakeSource = Literal["writer", "notify", "reconnect", "sweep"]
@@ -68,6 +69,7 @@ class Metrics:
 
         Info("orbital_build", "What runs here.", registry=registry).info({"version": __version__})
         self.connections = gauge("orbital_connections", "Open WebSockets.")
+        self.connections_max = gauge("orbital_connections_max", "How many WebSockets there may be.")
         self.sessions = gauge("orbital_sessions", "Authenticated connections.")
         self.posts = counter("orbital_posts", "Posts made durable.")
         self.append_batch_size = Histogram(
@@ -87,6 +89,12 @@ class Metrics:
         self.slow_consumers = counter("orbital_slow_consumers", "Sessions cut because they drained nothing.")
         self.replays_active = gauge("orbital_replays_active", "Replays that are paging from the store.")
         self.listener_up = gauge("orbital_listener_up", "1 while the listener hears its own echo.")
+        self.database_up = gauge("orbital_database_up", "1 while the database answers.")
+        self.certificate_expires = gauge(
+            "orbital_tls_certificate_expires_timestamp_seconds",
+            "When the certificate ends, in seconds since 1970; 0 where TLS is not the relay's.",
+        )
+        self.media_store_up = gauge("orbital_media_store_up", "1 while the store of files answers.")
         self.media_bytes = tally(
             "orbital_media_bytes", "Bytes of files that became durable (in) or were read (out).", "direction"
         )
@@ -104,7 +112,8 @@ class Metrics:
             "orbital_media_store_errors", "Requests to the store of files that failed.", "operation"
         )
         self.requests = tally("orbital_requests", "Requests by frame type.", "type")
-        self.errors = tally("orbital_errors", "Errors sent to clients by code.", "code")
+        # What has not happened is 0, not absent: nobody could tell that the first of its kind is one more.
+        self.errors = tally("orbital_errors", "Errors sent to clients by code.", "code", ErrorCode)
         self.wakeups = tally(
             "orbital_wakeups",
             "Hints that a group's head moved, by where they came from.",

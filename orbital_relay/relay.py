@@ -97,6 +97,9 @@ class Relay:
         self._metrics = Metrics()
         self._registry = Registry()
         self._metrics.sessions.set_function(lambda: self._registry.authenticated_count)
+        self._metrics.certificate_expires.set_function(
+            lambda: 0 if self._certificate is None else self._certificate.chain.expires_at.timestamp()
+        )
         self._metrics.outbox_bytes.set_function(lambda: sum(c.waiting_bytes() for c in self._registry))
 
     def stop(self) -> None:
@@ -252,6 +255,8 @@ class Relay:
     def _join(self, database: Database, pool_settings: PoolSettings, store: GuardedStore) -> _Joined:
         """Make every part, and join it to the others. Nothing has started yet."""
         settings = self._settings
+        self._metrics.database_up.set_function(lambda: database.is_up)
+        self._metrics.media_store_up.set_function(lambda: store.is_up)
         fanout = Fanout(database, self._metrics, settings.ring_bytes)
         writer = self._writer(pool_settings, fanout)
         fanout.on_progress = writer.nudge

@@ -43,6 +43,13 @@ async def ready(relay: RunningRelay, status: int) -> None:
             await asyncio.sleep(0.05)
 
 
+async def shows(relay: RunningRelay, name: str, value: float) -> None:
+    """Wait until a metric has this value."""
+    async with asyncio.timeout(LIMIT_S):
+        while await relay.metric(name) != value:
+            await asyncio.sleep(0.05)
+
+
 async def _readiness(relay: RunningRelay) -> int:
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.operators_port)
     writer.write(b"GET /readyz HTTP/1.1\r\nHost: relay\r\n\r\n")
@@ -65,11 +72,13 @@ async def test_6_stopped_at_once_and_started_again() -> None:
         await refused(crowd, ErrorCode.UNAVAILABLE)
         for relay in at.relays:
             await ready(relay, 503)
+            await shows(relay, "orbital_database_up", 0)
         await at.start_database()
         await crowd.progress()
         good(await crowd.rest())
         for relay in at.relays:
             await ready(relay, 200)
+            await shows(relay, "orbital_database_up", 1)
             unharmed(relay)
 
 
@@ -105,9 +114,6 @@ def frozen(server: EmbeddedPostgres) -> Iterator[None]:
     finally:
         for pid in (*children, leader):
             os.kill(pid, signal.SIGCONT)
-
-
-SCARCE = {"pool_max": 2, "pool_min": 1, "lanes": 1, "acquire_timeout_s": 0.3, "statement_timeout_s": 1}
 
 
 async def test_11_the_pool_is_exhausted(stage: Stage) -> None:

@@ -350,6 +350,7 @@ async def test_while_the_store_is_frozen_posts_go_on_and_files_are_told_so(scene
             assert not [outcome for outcome in outcomes if not isinstance(outcome, Refused)]
             assert [o.code for o in outcomes[-1:] if isinstance(o, Refused)] == [ErrorCode.UNAVAILABLE]
             assert not await ready(relay, "store")
+            assert await relay.metric("orbital_media_store_up") == 0
             assert await ready(relay, "ready"), "a relay without its store serves posts"
         await relay.logged("media.store.unavailable")
         keys = await scene.keys()
@@ -359,6 +360,7 @@ async def test_while_the_store_is_frozen_posts_go_on_and_files_are_told_so(scene
             await scene.delete(talk, file.media_id)
         await relay.logged("media.store.recovered")
         assert await ready(relay, "store")
+        assert await relay.metric("orbital_media_store_up") == 1
         await talk.ask(frames.MediaAbort, media_id=unread.media_id)
         await scene.delete(talk, there.media_id)
     async with scene.relay():

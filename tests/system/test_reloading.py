@@ -7,6 +7,7 @@ import pty
 import signal
 import socket
 import ssl
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,8 @@ async def test_an_origin_that_was_let_in_is_refused_at_once(stage: Stage, writte
         assert await status_of(relay) == 101
         await written.reload(relay, "")
         assert await status_of(relay) == 403
-        await written.reload(relay, f'origins = ["{HERE}"]\nconnections_per_address = 1\n')
+        await written.reload(relay, f'origins = ["{HERE}"]\nconnections_per_address = 1\nconnections_max = 7\n')
+        assert await relay.metric("orbital_connections_max") == 7
         async with talking(relay.url):
             assert await status_of(relay) == 429
 
@@ -274,6 +276,7 @@ async def test_a_renewed_certificate_is_shown_and_nobody_is_cut(
             line = await written.reload(relay)
             assert line["changed"] == ["tls_cert"]
             assert await seen(relay) == der()
+        assert await relay.metric("orbital_tls_certificate_expires_timestamp_seconds") > time.time() + 80 * 86_400
         good = der()
         key.write_text("no key\n")
         relay.signal(signal.SIGHUP)

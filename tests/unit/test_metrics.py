@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
+from orbital_protocol.codes import ErrorCode
 from orbital_relay import __version__
 from orbital_relay.metrics import Metrics, WakeSource
 
@@ -16,6 +17,8 @@ NAMES = {
     "orbital_append_seconds": "histogram",
     "orbital_build_info": "gauge",
     "orbital_connections": "gauge",
+    "orbital_connections_max": "gauge",
+    "orbital_database_up": "gauge",
     "orbital_delivery_seconds": "histogram",
     "orbital_errors": "counter",
     "orbital_events_delivered": "counter",
@@ -24,6 +27,7 @@ NAMES = {
     "orbital_media_expired": "counter",
     "orbital_media_store_errors": "counter",
     "orbital_media_store_seconds": "histogram",
+    "orbital_media_store_up": "gauge",
     "orbital_media_uploads": "counter",
     "orbital_media_waiting_bytes": "gauge",
     "orbital_outbox_bytes": "gauge",
@@ -32,6 +36,7 @@ NAMES = {
     "orbital_requests": "counter",
     "orbital_sessions": "gauge",
     "orbital_slow_consumers": "counter",
+    "orbital_tls_certificate_expires_timestamp_seconds": "gauge",
     "orbital_wakeups": "counter",
 }
 
@@ -66,13 +71,17 @@ def test_two_relays_in_one_process_count_apart() -> None:
     one.errors["internal"] += 1
     assert value(one, "orbital_connections") == 1
     assert value(other, "orbital_connections") == 0
-    assert value(other, "orbital_errors_total", code="internal") is None
+    assert value(other, "orbital_errors_total", code="internal") == 0
+
+
+def test_an_error_that_has_not_happened_is_counted_as_none() -> None:
+    assert {value(Metrics(), "orbital_errors_total", code=code) for code in ErrorCode} == {0}
 
 
 def test_tallies_hold_what_was_counted() -> None:
     metrics = Metrics()
     metrics.errors["not_found"] += 1
-    assert set(metrics.errors) == {"not_found"}
+    assert [code for code, count in metrics.errors.items() if count] == ["not_found"]
     metrics.requests["group.create"] += 2
     assert value(metrics, "orbital_errors_total", code="not_found") == 1
     assert value(metrics, "orbital_requests_total", type="group.create") == 2
