@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-TYPED := orbital_relay protocol/orbital_protocol clients/python/orbital_client bench examples
+TYPED := orbital_relay protocol/orbital_protocol clients/python/orbital_client bench examples deploy/monitoring/dashboard.py
 # Tests run in this many processes; each has a PostgreSQL of its own. They wait often: three keep two cores busy.
 TEST_PROCESSES ?= 3
 # `make test ARGS="tests/protocol -k codec"` narrows the run; run, demo and bench hand ARGS on too.
@@ -63,6 +63,7 @@ bench-plot: $(VENV)/.plot ## measure against load, groups, members and stored po
 docs: $(VENV)/.installed ## write the generated documents again
 	$(BIN)/python protocol/generate.py
 	$(BIN)/python docs/generate.py
+	$(BIN)/python deploy/monitoring/dashboard.py
 
 migrations: $(VENV)/.installed ## which migrations the database has
 	@$(BIN)/orbital-relay migrate status

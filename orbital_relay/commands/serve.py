@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import faulthandler
 import gc
 import os
 import signal
@@ -59,6 +60,7 @@ def serve(  # noqa: PLR0913  one parameter a flag
     )
     settings = read()
     relay_id = os.urandom(16)
+    faulthandler.enable()  # of a crash in C, or SIGABRT: where each thread is, and no values
     logs.configure(settings.log_level, settings.log_format, relay_id)
     try:
         with logs.written_behind():

@@ -100,7 +100,7 @@ async def test_a_reload_is_no_fresh_allowance(stage: Stage, written: Written) ->
     [ann] = await stage.people(1)
     written.write("invite_attempts_per_minute = 2\n")
 
-    async def guessed(talk: Talk) -> ErrorCode:
+    async def guessed(talk: Talk) -> str:
         with pytest.raises(Refused) as refused:
             await talk.ask(frames.InviteOpen, invite_code="guessing")
         return refused.value.code
@@ -336,6 +336,16 @@ async def test_a_supervisor_that_is_gone_holds_up_nothing(
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
     async with running_relay(stage.dsn) as relay, talking(relay.url):
         pass
+
+
+async def test_one_that_stands_still_can_be_made_to_say_where(stage: Stage) -> None:
+    async with running_relay(stage.dsn) as relay:
+        relay.signal(signal.SIGABRT)
+        async with asyncio.timeout(LIMIT_S):
+            assert await relay.process.wait() == -signal.SIGABRT
+    printed = "".join(relay.raw_log)
+    assert "Fatal Python error: Aborted" in printed
+    assert "in _serve" in printed or "in serve" in printed
 
 
 async def test_it_stops_when_its_terminal_goes(stage: Stage, written: Written) -> None:
