@@ -7,6 +7,7 @@ from typer.core import TyperGroup
 
 from orbital_relay import __version__
 from orbital_relay.commands import groups, log, media, migrations, sessions, users
+from orbital_relay.commands.backup import backup, restore
 from orbital_relay.commands.check import check
 from orbital_relay.commands.serve import serve
 from orbital_relay.commands.settings import show_config
@@ -47,6 +48,8 @@ app.add_typer(groups.app, name="group")
 app.add_typer(sessions.app, name="session")
 app.add_typer(log.app, name="log")
 app.add_typer(media.app, name="media")
+app.command()(backup)
+app.command()(restore)
 app.command()(tail)
 
 

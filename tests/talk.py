@@ -196,7 +196,7 @@ async def talking(url: str, token: str | None = None, **options: Any) -> AsyncIt
         await reader
 
 
-async def token_of(connection: Connection, person: Person, *, life_s: int = 3600) -> str:
+async def token_of(connection: Connection, person: Person, *, life_s: int = 3600, key: str = TOKEN_KEY) -> str:
     """An access token for a new session of this person, as a login would give (without the cost of a password)."""
     session_id = new_id()
     await connection.execute(
@@ -206,7 +206,7 @@ async def token_of(connection: Connection, person: Person, *, life_s: int = 3600
     )
     epoch = await connection.fetchval("SELECT token_epoch FROM users WHERE id = $1", person.user_id)
     access = Access(person.user_id, session_id, epoch, (int(time.time()) + life_s) * 1_000_000)
-    return AccessTokens([TokenKey.parse(TOKEN_KEY)]).sign(access, time.time_ns() // 1000)
+    return AccessTokens([TokenKey.parse(key)]).sign(access, time.time_ns() // 1000)
 
 
 async def subscribe(talk: Talk, group_id: bytes, seq: int | None = None, hash_: bytes | None = None) -> str:

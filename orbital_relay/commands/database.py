@@ -25,16 +25,17 @@ class CommandError(OrbitalError):
 
 
 @asynccontextmanager
-async def located(settings: Settings) -> AsyncIterator[str]:
+async def located(settings: Settings, *, make: bool = False) -> AsyncIterator[str]:
     """The DSN of the database. An embedded one that no relay holds is started, for as long as the block takes.
 
-    Raise StartupError where there is no embedded database yet, EmbeddedError where it can't be started.
+    Raise StartupError where there is no embedded database yet, unless it is to be made; EmbeddedError where it can't
+    be started.
     """
     if settings.database_url is not None:
         yield settings.database_url
         return
     layout = Layout.of(settings.postgres_dir)
-    if not layout.cluster.exists():
+    if not layout.cluster.exists() and not make:
         raise StartupError(
             f"there is no database in {settings.data_dir} yet: `orbital-relay serve` makes it; "
             "for another one set data_dir or database_url"

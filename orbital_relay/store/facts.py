@@ -7,6 +7,7 @@ from orbital_relay.store.queries import query
 
 _AGREE: Final = query("agree_on_fact")
 _REPLACE: Final = query("replace_fact")
+_FORGET: Final = query("forget_fact")
 _COUNT_RELAYS: Final = query("count_relays")
 
 
@@ -18,6 +19,11 @@ async def agree_on(connection: Connection, name: str, value: str) -> str:
 async def replace(connection: Connection, name: str, value: str) -> None:
     """Put another value down."""
     await connection.execute(_REPLACE, name, value)
+
+
+async def forget(connection: Connection, name: str) -> None:
+    """Leave it to whoever comes next to put a value down."""
+    await connection.execute(_FORGET, name)
 
 
 async def count_relays(connection: Connection) -> int:

@@ -26,6 +26,7 @@ _EXIST: Final = query("schema_versions_exist")
 _READ: Final = query("read_schema_versions")
 _INSERT: Final = query("insert_schema_version")
 _DELETE: Final = query("delete_schema_version")
+_COUNT_TABLES: Final = query("count_tables")
 _COUNT_RELAYS: Final = query("count_relay_connections")
 
 _CONNECT_TIMEOUT_S: Final = 10
@@ -99,6 +100,12 @@ async def status(dsn: str) -> Status:
     """Where the schema of this database stands."""
     async with _connection(dsn) as connection:
         return await _status(connection)
+
+
+async def is_empty(dsn: str) -> bool:
+    """Whether the database has no table of anybody's; raise StartupError where it does not answer."""
+    async with _connection(dsn) as connection:
+        return not await connection.fetchval(_COUNT_TABLES)
 
 
 async def upgrade(dsn: str) -> list[str]:

@@ -23,6 +23,9 @@ INSERT INTO schema_versions (migration_id, checksum, oldest_relay) VALUES ($1, $
 -- name: delete_schema_version(migration_id)
 DELETE FROM schema_versions WHERE migration_id = $1;
 
+-- name: count_tables()
+SELECT count(*) FROM pg_tables WHERE schemaname = 'public';
+
 -- Connections of relays to this database, as they name themselves.
 -- name: count_relay_connections()
 SELECT count(*) FROM pg_stat_activity

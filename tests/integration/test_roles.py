@@ -2,7 +2,9 @@
 
 import base64
 import contextlib
+import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -10,10 +12,13 @@ import pytest
 import pytest_asyncio
 
 from orbital_relay import admin
+from orbital_relay.embedded import wheel_binaries
 from orbital_relay.store import migrate, operators, posts
 from orbital_relay.store.posts import Appended
 from orbital_relay.store.queries import sql_dir
+from tests.commands import orbital
 from tests.people import connected, enroll, found_group, post_of
+from tests.postgres import TestPostgres
 from tests.relays import running_relay
 
 LIMIT_S = 10
@@ -53,6 +58,26 @@ async def owned(database: str) -> AsyncIterator[str]:
     await migrate.upgrade(as_role(database, "orbital_owner"))
     await execute(database, roles)  # again is no harm
     yield database
+
+
+async def test_the_user_makes_a_backup_and_the_owner_brings_it_back(
+    owned: str, postgres: TestPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{wheel_binaries()}:{os.environ['PATH']}")
+    async with connected(owned) as connection:
+        await enroll(connection, "alice")
+    made = await orbital("backup", str(tmp_path), dsn=as_role(owned, "orbital_user"))
+    assert made.status == 0, made.err
+    [backup] = tmp_path.iterdir()
+    async with postgres.database() as other:
+        await execute(other, (sql_dir() / "roles.sql").read_text())
+        refused = await orbital("restore", str(backup), dsn=as_role(other, "orbital_user"))
+        assert (refused.status, "permission denied for schema public" in refused.err) == (1, True)
+        restored = await orbital("restore", str(backup), dsn=as_role(other, "orbital_owner"))
+        assert restored.status == 0, restored.err
+        async with connected(as_role(other, "orbital_user")) as connection:
+            assert await connection.fetchval("SELECT username FROM users") == "alice"
+            assert await operators.missing_privileges(connection) == []
 
 
 @pytest.mark.each_postgres
