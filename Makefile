@@ -69,7 +69,7 @@ migrations: $(VENV)/.installed ## which migrations the database has
 	@$(BIN)/orbital-relay migrate status
 
 requirements: ## pin the newest allowed versions, with hashes (needs uv)
-	@for name in runtime dev plot; do \
+	@for name in runtime build dev plot; do \
 	    (cd requirements && uv pip compile --quiet --upgrade --universal --no-strip-extras --python-version 3.11 --generate-hashes \
 	        --no-emit-index-url --no-emit-find-links --custom-compile-command "make requirements" \
 	        $$name.in --output-file $$name.txt) || exit 1; \

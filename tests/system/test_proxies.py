@@ -70,13 +70,12 @@ def caddy(folder: Path, port: int, cert: Path, key: Path, relays: Sequence[int])
     """The same for Caddy, which is given a certificate instead of getting one."""
     site = replaced(
         (PROXY / "Caddyfile").read_text(),
-        {
-            "chat.example.org {": f"{NAME}:{port} {{\n\tbind 127.0.0.1\n\ttls {cert} {key}",
-            "reverse_proxy 127.0.0.1:8765": "reverse_proxy " + " ".join(f"127.0.0.1:{one}" for one in relays),
-        },
+        {"chat.example.org} {": f"chat.example.org}} {{\n\tbind 127.0.0.1\n\ttls {cert} {key}"},
     )
     (folder / "Caddyfile").write_text("{\n\tadmin off\n\tauto_https disable_redirects\n}\n" + site)
-    return ["caddy", "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")]
+    given = {"ORBITAL_HOST": f"{NAME}:{port}", "ORBITAL_UPSTREAM": " ".join(f"127.0.0.1:{one}" for one in relays)}
+    variables = [f"{name}={value}" for name, value in given.items()]
+    return ["env", *variables, "caddy", "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")]
 
 
 Program = Callable[[Path, int, Path, Path, Sequence[int]], list[str]]
