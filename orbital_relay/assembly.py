@@ -4,7 +4,6 @@ same parts, while the relay runs.
 
 import time
 from dataclasses import dataclass
-from ssl import SSLContext
 
 from orbital_protocol import PROTOCOL_VERSION, codec
 from orbital_protocol.frames import Hello, Limits
@@ -123,12 +122,9 @@ def assemble_services(settings: Settings, handlers: Handlers, parts: Parts) -> S
     )
 
 
-def gateway_settings(settings: Settings, ssl_context: SSLContext | None) -> GatewaySettings:
-    """Where the gateway listens, and whom it lets in."""
+def gateway_settings(settings: Settings) -> GatewaySettings:
+    """Whom the gateway lets in."""
     return GatewaySettings(
-        host=settings.listen_host,
-        port=settings.listen_port,
-        ssl_context=ssl_context,
         origins=settings.origins,
         allow_no_origin=settings.allow_no_origin,
         trusted_proxies=settings.trusted_proxies,

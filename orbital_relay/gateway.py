@@ -44,11 +44,8 @@ _STARTED_A_TURN: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """Where to listen, and whom to let in."""
+    """Whom to let in."""
 
-    host: str
-    port: int
-    ssl_context: ssl.SSLContext | None
     origins: Sequence[str]
     allow_no_origin: bool
     trusted_proxies: Sequence[IPv4Network | IPv6Network]
@@ -81,7 +78,7 @@ class Gateway:
         services.metrics.connections.set_function(lambda: len(self._sockets))
 
     def use(self, settings: GatewaySettings, services: Services) -> None:
-        """Whoever comes from now on is let in and served by these. Where it listens doesn't change any more."""
+        """Whoever comes from now on is let in and served by these."""
         self._settings = settings
         self._services = services
         services.metrics.connections_max.set(settings.connections_max)
@@ -89,23 +86,21 @@ class Gateway:
         allowed = [Origin(origin) for origin in settings.origins]
         self._origins = [*allowed, None] if settings.allow_no_origin else allowed
 
-    async def start(self) -> int:
-        """Listen; return the port. Raise StartupError where it is taken."""
-        settings = self._settings
+    async def start(self, host: str, port: int, ssl_context: ssl.SSLContext | None) -> int:
+        """Listen; return the port, which is picked where 0 was asked for. Raise StartupError where it is taken."""
         try:
-            await self._listen(host=settings.host, port=settings.port)
+            await self._listen(ssl_context, host=host, port=port)
             listening = list(self._servers[0].sockets)
             # The loop takes one connection a turn from each descriptor. When thousands come back at once, requests
             # that come one a turn can't be put to the database together: so a port has several descriptors.
             for _ in range(1, _ACCEPTED_A_TURN):
                 for one in listening:
-                    await self._listen(sock=fromfd(one.fileno(), one.family, one.type))
+                    await self._listen(ssl_context, sock=fromfd(one.fileno(), one.family, one.type))
         except OSError as error:
-            raise StartupError.not_listening("listen", settings.host, settings.port, error) from error
+            raise StartupError.not_listening("listen", host, port, error) from error
         return int(listening[0].getsockname()[1])
 
-    async def _listen(self, **where: Any) -> None:
-        context = self._settings.ssl_context
+    async def _listen(self, context: ssl.SSLContext | None, **where: Any) -> None:
         server = await asyncio.get_running_loop().create_server(
             self._make_socket,
             **where,

@@ -202,7 +202,9 @@ class Relay:
             tasks = [group.create_task(work, name=name) for name, work in background.items()]
             try:
                 operators_port = await joined.operators.start()
-                port = await joined.gateway.start()
+                port = await joined.gateway.start(
+                    self._settings.listen_host, self._settings.listen_port, self._tls_context()
+                )
                 logger.info(
                     "relay.listening",
                     host=self._settings.listen_host,
@@ -233,6 +235,8 @@ class Relay:
         chain = await asyncio.to_thread(_chain, settings)
         async with joined.parts.database.transaction() as connection:
             await token_keys.register(connection, keys)
+        services = assemble_services(settings, assemble_handlers(settings, joined.parts), joined.parts)
+
         changed = {"token_keys"} if list(keys) != list(self._keys) else set()
         if self._certificate is not None and chain is not None:
             changed |= {"tls_cert"} if chain.pem != self._certificate.chain.pem else set()
@@ -241,8 +245,7 @@ class Relay:
         logs.configure(settings.log_level, settings.log_format, self._relay_id)
         joined.parts.tokens.use(keys)
         joined.parts.rates.tune(settings)
-        handlers = assemble_handlers(settings, joined.parts)
-        joined.gateway.use(gateway_settings(settings, None), assemble_services(settings, handlers, joined.parts))
+        joined.gateway.use(gateway_settings(settings), services)
         return changed
 
     async def _watch(self, embedded: EmbeddedPostgres) -> None:
@@ -301,7 +304,7 @@ class Relay:
             Pulse(settings.heartbeat_ms, settings.no_pong_ms, settings.slow_consumer_ms), now_us, self._metrics
         )
         services = assemble_services(settings, handlers, parts)
-        gateway = Gateway(gateway_settings(settings, self._serve_tls()), services, heartbeat, writer.flushed)
+        gateway = Gateway(gateway_settings(settings), services, heartbeat, writer.flushed)
         operators = Operators(
             settings.operators_host,
             settings.operators_port,
@@ -325,7 +328,7 @@ class Relay:
             background["embedded database"] = self._watch(self._embedded)
         return _Joined(gateway, operators, uploads, workers, parts, background)
 
-    def _serve_tls(self) -> SSLContext | None:
+    def _tls_context(self) -> SSLContext | None:
         chain = _chain(self._settings)
         if chain is None:
             return None

@@ -32,7 +32,7 @@ from orbital_relay.store.pool import PoolSettings, connect
 from orbital_relay.token_keys import FACT
 
 _NAME: Final = "orbital_{:%Y%m%d_%H%M%S}.sql.gz"
-_PATTERN: Final = "orbital_*.sql.gz"
+_PATTERNS: Final = ("orbital_*.sql.gz", "orbital_*.sql.partial")  # those that were cut off, too
 _CHUNK_BYTES: Final = 1 << 20
 _KEPT_DAYS: Final = 7
 
@@ -91,7 +91,8 @@ def restore(
 
 async def _backup(settings: Settings, folder: Path, keep: int) -> Made:
     async with located(settings) as dsn:
-        await migrate.require_current(dsn)
+        if await migrate.is_empty(dsn):
+            raise CommandError("the database is empty: there is nothing to back up")
         return await asyncio.to_thread(_dump, _tool("pg_dump", settings), dsn, folder, keep)
 
 
@@ -123,7 +124,8 @@ def _sync(folder: Path) -> None:
 
 def _delete_old(folder: Path, keep: int) -> list[str]:
     oldest = (datetime.now(UTC) - timedelta(days=keep)).timestamp()
-    old = sorted(path for path in folder.glob(_PATTERN) if path.stat().st_mtime < oldest)
+    found = (path for pattern in _PATTERNS for path in folder.glob(pattern))
+    old = sorted(path for path in found if path.stat().st_mtime < oldest)
     for path in old:
         path.unlink()
     return [path.name for path in old]

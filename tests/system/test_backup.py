@@ -126,8 +126,34 @@ async def test_a_backup_that_fails_leaves_nothing_that_looks_like_one(
         await connection.execute("DROP ROLE powerless")
 
 
+async def test_an_empty_database_is_no_backup(database: str, tmp_path: Path, tools: None) -> None:
+    ran = await orbital("backup", str(tmp_path), dsn=database)
+    assert (ran.status, ran.err) == (1, "orbital-relay: the database is empty: there is nothing to back up\n")
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_schema_of_an_earlier_version_is_backed_up_and_the_restored_one_brought_up(
+    migrated_database: str, database: str, tmp_path: Path, tools: None
+) -> None:
+    """Who has installed the new version first can back up all the same."""
+    await migrate.downgrade(migrated_database)
+    assert (await orbital("backup", str(tmp_path), dsn=migrated_database)).status == 0
+    [backup] = tmp_path.iterdir()
+    ran = await orbital("restore", str(backup), dsn=database)
+    assert ran.status == 0, ran.err
+    assert "next: orbital-relay migrate up, orbital-relay log verify" in ran.out
+    assert (await orbital("migrate", "up", dsn=database)).status == 0
+    await migrate.require_current(database)
+
+
 async def test_old_backups_go_and_the_last_days_stay(migrated_database: str, tmp_path: Path, tools: None) -> None:
-    ages = {"orbital_a.sql.gz": 8, "orbital_b.sql.gz": 6, "orbital_c.sql.gz": 2, "somebodys.sql.gz": 99}
+    ages = {
+        "orbital_a.sql.gz": 8,
+        "orbital_a.sql.partial": 9,
+        "orbital_b.sql.gz": 6,
+        "orbital_c.sql.gz": 2,
+        "somebodys.sql.gz": 99,
+    }
     for name, days in ages.items():
         file = tmp_path / name
         file.touch()
@@ -135,7 +161,7 @@ async def test_old_backups_go_and_the_last_days_stay(migrated_database: str, tmp
     ran = await orbital("backup", str(tmp_path), "--json", dsn=migrated_database)
     assert ran.status == 0, ran.err
     made = ran.json()
-    assert made["deleted"] == ["orbital_a.sql.gz"]
+    assert made["deleted"] == ["orbital_a.sql.gz", "orbital_a.sql.partial"]
     assert made["bytes"] == Path(made["file"]).stat().st_size > 1000
     ran = await orbital("backup", str(tmp_path), "--keep", "3", "--json", dsn=migrated_database)
     assert ran.json()["deleted"] == ["orbital_b.sql.gz"]

@@ -39,9 +39,6 @@ class Newcomer:
 @pytest.fixture
 def gateway() -> Gateway:
     settings = GatewaySettings(
-        host="127.0.0.1",
-        port=0,
-        ssl_context=None,
         origins=(),
         allow_no_origin=True,
         trusted_proxies=(),
