@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Annotated, Final
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import typer
 from rich.console import Console
@@ -211,6 +211,7 @@ def _split_password(dsn: str) -> tuple[str, str | None]:
     parts = urlsplit(dsn)
     user, at, host = parts.netloc.rpartition("@")
     name, _, password = user.partition(":")
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    password = query.pop("password", unquote(password))
-    return urlunsplit(parts._replace(netloc=f"{name}{at}{host}", query=urlencode(query))), password or None
+    given = [parameter.partition("=") for parameter in parts.query.split("&")]
+    password = next((value for key, _, value in given if key == "password"), password)
+    query = "&".join("".join(parameter) for parameter in given if parameter[0] != "password")
+    return urlunsplit(parts._replace(netloc=f"{name}{at}{host}", query=query)), unquote(password) or None

@@ -180,8 +180,8 @@ async def test_the_password_is_not_among_the_arguments(
     spy.chmod(0o755)
     monkeypatch.setenv("PATH", f"{spy.parent}:{os.environ['PATH']}")
     for address in (
-        migrated_database.replace("//orbital@", "//orbital:p%40ss%2Fword@"),
-        migrated_database + "&password=p%40ss%2Fword",
+        migrated_database.replace("//orbital@", "//orbital:p%40ss%2Fword@") + "&options=-c%20jit%3Doff",
+        migrated_database + "&password=p%40ss%2Fword&options=-c%20jit%3Doff",
     ):
         ran = await orbital("backup", str(tmp_path / "backups"), dsn=address)
         assert (ran.status, ran.err) == (1, "orbital-relay: it said nothing\n")
@@ -190,6 +190,7 @@ async def test_the_password_is_not_among_the_arguments(
         assert "ss" not in arguments.partition("--dbname=")[2]
         assert "//orbital@/test_" in arguments
         assert "host=" in arguments
+        assert "&options=-c%20jit%3Doff" in arguments  # as PostgreSQL's own library reads it, where + is no space
 
 
 async def test_a_host_without_the_tools_is_told_which(
