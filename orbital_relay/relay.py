@@ -69,8 +69,6 @@ class _Joined:
 
     gateway: Gateway
     operators: Operators
-    uploads: Uploads
-    workers: Workers
     parts: Parts
     background: dict[str, Coroutine[Any, Any, None]]
 
@@ -214,11 +212,11 @@ class Relay:
                 )
                 on_listening(Listening(port, operators_port))
                 await self._stopping.wait()
-                await self._drain(joined.gateway, joined.uploads)
+                await self._drain(joined.gateway, joined.parts.uploads)
             finally:
                 await joined.operators.stop()
-                await joined.uploads.close()
-                joined.workers.close()
+                await joined.parts.uploads.close()
+                joined.parts.workers.close()
                 for task in tasks:
                     task.cancel()
 
@@ -326,7 +324,7 @@ class Relay:
         }
         if self._embedded is not None:
             background["embedded database"] = self._watch(self._embedded)
-        return _Joined(gateway, operators, uploads, workers, parts, background)
+        return _Joined(gateway, operators, parts, background)
 
     def _tls_context(self) -> SSLContext | None:
         chain = _chain(self._settings)
