@@ -3,7 +3,8 @@
 A frame's way, file by file:
 
     gateway       accepts sockets: caps, origin, the client's real address; `websocket` is the socket itself,
-                  `handshakes` answers requests that are alike, `incoming` makes messages of its bytes
+                  `handshakes` answers requests that are alike, `strangers` shares the room of those who have
+                  not authenticated, `incoming` makes messages of its bytes
     session       one connection: decodes frames, keeps their order (`ordering`), answers each request once
     dispatch      frame type -> handler, and the scope that it needs; `caller` is who asks
     handlers/     what each request does: accounts, sessions, tokens, groups, members, invites, posts, subscriptions,

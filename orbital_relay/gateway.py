@@ -31,6 +31,7 @@ from orbital_relay.heartbeat import Heartbeat
 from orbital_relay.limits import network_of
 from orbital_relay.registry import Registry
 from orbital_relay.session import Services, Session
+from orbital_relay.strangers import Strangers
 from orbital_relay.websocket import Beginning, Socket
 
 logger = logs.get()
@@ -69,6 +70,7 @@ class Gateway:
         self._heartbeat = heartbeat
         self._flushed = flushed
         self._sockets: dict[Socket, Session | None] = {}  # with a session once the handshake is done
+        self._strangers: Strangers[Socket] = Strangers()
         self._per_address: Counter[str] = Counter()  # by network_of the address
         self._servers: list[asyncio.Server] = []
         self._ending: set[asyncio.Task[None]] = set()  # of sessions that are over
@@ -153,13 +155,29 @@ class Gateway:
 
     def admit(self, socket: Socket) -> bool:
         """Count a TCP connection in; False: there is no room for it."""
-        settings = self._settings
-        unauthenticated = len(self._sockets) - self._registry.authenticated_count
-        if len(self._sockets) >= settings.connections_max or unauthenticated >= settings.unauthenticated_max:
+        network = network_of(_peer(socket))
+        if len(self._sockets) >= self._settings.connections_max or not self._has_room(network):
             logger.info("connection.rejected", reason="full")
             return False
         self._sockets[socket] = None
+        self._strangers.add(socket, network)
         return True
+
+    def _has_room(self, network: str) -> bool:
+        """Whether there is room for a stranger from there; made, if need be, at the cost of another one."""
+        if len(self._strangers) < self._settings.unauthenticated_max:
+            return True
+        other = self._strangers.to_give_way(network)
+        if other is None:
+            return False
+        logger.info("connection.rejected", address=other.address or _peer(other), reason="crowd")
+        self._strangers.discard(other)
+        other.transport.abort()
+        return True
+
+    def authenticated(self, socket: Socket) -> None:
+        """It is somebody's, and no stranger's any more."""
+        self._strangers.discard(socket)
 
     def arrived(self, socket: Socket) -> None:
         """Let a connection start soon. Thousands may have sent something by the time that the loop looks, and it reads
@@ -219,8 +237,7 @@ class Gateway:
 
     def _address(self, socket: Socket, forwarded: str) -> str:
         """The client's address: the last one in X-Forwarded-For that no trusted proxy added."""
-        name = socket.transport.get_extra_info("peername")
-        peer = str(name[0]) if name else ""
+        peer = _peer(socket)
         if not self._is_trusted(peer):
             return peer
         for candidate in reversed([part.strip() for part in forwarded.split(",") if part.strip()]):
@@ -250,6 +267,7 @@ class Gateway:
             error = Error(code=ErrorCode.UNSUPPORTED_PROTOCOL, message=f"This relay speaks {SUBPROTOCOL}.")
             socket.turn_away(codec.encode(error), CloseCode.UNSUPPORTED_PROTOCOL)
             return
+        self._strangers.add(socket, network_of(socket.address))
         session = self._sockets[socket] = Session(socket, self._services)
         self._per_address[network_of(socket.address)] += 1
         self._registry.add(session)
@@ -259,6 +277,7 @@ class Gateway:
 
     def forget(self, socket: Socket) -> None:
         """Count a TCP connection out, and end what served it."""
+        self._strangers.discard(socket)
         session = self._sockets.pop(socket, None)
         if session is None:
             return
@@ -278,6 +297,12 @@ class Gateway:
             close_code=socket.close_code,
             duration_ms=round((socket.loop.time() - socket.opened_at) * 1000),
         )
+
+
+def _peer(socket: Socket) -> str:
+    """The address at the other end, which may be a proxy's."""
+    name = socket.transport.get_extra_info("peername")
+    return str(name[0]) if name else ""
 
 
 def _parse_address(text: str) -> IPv4Address | IPv6Address | None:

@@ -113,6 +113,7 @@ class Session:
             self._deadline.cancel()
             self._deadline = None
         self._services.registry.authenticated(self, caller)
+        self._socket.authenticated()
         self._socket.protocol.max_message_size = self._services.limits.max_frame_bytes
 
     def push(self, frame: Frame) -> None:

@@ -56,6 +56,9 @@ class Host(Protocol):
     def opened(self, socket: "Socket") -> None:
         """The handshake is done: `attach` whoever takes the messages."""
 
+    def authenticated(self, socket: "Socket") -> None:
+        """It is known whose the connection is."""
+
     def forget(self, socket: "Socket") -> None:
         """The TCP connection is gone."""
 
@@ -119,6 +122,10 @@ class Socket(asyncio.Protocol):
     def is_reading(self) -> bool:
         """Whether a sign of life could be noticed: not while the relay itself has paused reading."""
         return not self._is_ahead and not self._is_full
+
+    def authenticated(self) -> None:
+        """It is known whose the connection is."""
+        self._host.authenticated(self)
 
     def send_ping(self) -> None:
         """Send an empty ping; its pong counts like any other byte."""

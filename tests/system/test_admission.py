@@ -195,6 +195,36 @@ async def test_strangers_are_capped_and_users_go_on(relay: RunningRelay, stage: 
             writer.transport.abort()
 
 
+async def test_a_crowd_of_strangers_gives_way_to_a_newcomer_from_elsewhere(
+    relay: RunningRelay, stage: Stage, ann: Person
+) -> None:
+    token = await stage.token(ann)
+    async with AsyncExitStack() as stack:
+        crowd = [
+            await stack.enter_async_context(raw_socket(relay.port, headers=from_address("203.0.113.7")))
+            for _ in range(PER_ADDRESS)
+        ]
+        silent = [
+            await asyncio.open_connection("127.0.0.1", relay.port, local_addr=("127.0.0.2", 0))
+            for _ in range(UNAUTHENTICATED - PER_ADDRESS)
+        ]
+        await has_connections(relay, UNAUTHENTICATED)
+        # Of the two with three each, the newest of one goes; of those that have fewer then, nobody.
+        user = crowd[0]
+        for address in ("203.0.113.8", "203.0.113.9"):
+            user = await stack.enter_async_context(raw_socket(relay.port, headers=from_address(address)))
+            await user.ask(frames.Ping(id=1))
+            await has_connections(relay, UNAUTHENTICATED)
+        assert await crowd[-1].close_code() is None
+        assert await silent[-1][0].read() == b""
+        await user.ask(frames.Authenticate(id=2, access_token=token))
+        for one in crowd[:-1]:
+            await one.ask(frames.Ping(id=1))
+        for _, writer in silent:
+            writer.transport.abort()
+    assert len([line for line in relay.log if line.get("reason") == "crowd"]) == 2
+
+
 async def test_a_relay_has_so_many_connections(relay: RunningRelay, stage: Stage, ann: Person) -> None:
     token = await stage.token(ann)
     async with AsyncExitStack() as stack:
