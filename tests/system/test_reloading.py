@@ -21,6 +21,7 @@ from tests.people import found_group
 from tests.raw_socket import handshake
 from tests.relays import RELAY, TOKEN_KEY, RunningRelay, running_relay
 from tests.stage import Stage
+from tests.system.crowd import A_WHILE, crowd_on, good, unharmed
 from tests.talk import Refused, Talk, post_thread, talking
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.asyncio(loop_scope="module")]
@@ -191,6 +192,26 @@ async def test_what_cant_be_used_is_refused_whole(stage: Stage, written: Written
             assert hello(talk).limits.page_limit == 200
         line = await written.reload(relay, "page_limit = 9\n")
         assert (line["changed"], line["pending"]) == (["page_limit"], [])
+
+
+def closed(relay: RunningRelay) -> int:
+    return len([line for line in relay.log if line["event"] == "connection.closed"])
+
+
+async def test_reloads_under_load_cut_nobody_and_lose_nothing(stage: Stage, written: Written) -> None:
+    async with (
+        running_relay(stage.dsn, config=written.path) as relay,
+        crowd_on(stage, lambda: [relay.url], groups=2) as crowd,
+    ):
+        await crowd.acknowledged(A_WHILE)
+        before = closed(relay)  # of those who made the groups
+        for number in range(20):
+            line = await written.reload(relay, f"page_limit = {100 + number}\nmax_in_flight = {65 + number}\n")
+            assert line["changed"] == ["max_in_flight", "page_limit"]
+            await crowd.progress()
+        assert closed(relay) == before
+        good(await crowd.rest())
+        unharmed(relay)
 
 
 # ── keys ────────────────────────────────────────────────────────────────────────────────────────────────────────────
