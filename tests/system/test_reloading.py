@@ -260,9 +260,10 @@ async def test_keys_are_changed_on_two_relays_and_nobody_is_logged_out(
 # ── TLS ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def shown(port: int, *, name: str | None = None) -> bytes:
+def shown(port: int, name: str | None, version: ssl.TLSVersion) -> bytes:
     """The certificate that a newcomer is shown, in DER."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.maximum_version = version
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with (
         socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as raw,
@@ -273,9 +274,10 @@ def shown(port: int, *, name: str | None = None) -> bytes:
     return found
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.parametrize("name", [None, "relay.example"])
 async def test_a_renewed_certificate_is_shown_and_nobody_is_cut(
-    stage: Stage, written: Written, tmp_path: Path, name: str | None
+    stage: Stage, written: Written, tmp_path: Path, name: str | None, version: ssl.TLSVersion
 ) -> None:
     cert, key = certificate(tmp_path, timedelta(days=1))
     trusting = ssl.create_default_context(cafile=cert)
@@ -285,7 +287,7 @@ async def test_a_renewed_certificate_is_shown_and_nobody_is_cut(
         return ssl.PEM_cert_to_DER_cert(cert.read_text())
 
     async def seen(relay: RunningRelay) -> bytes:
-        return await asyncio.to_thread(shown, relay.port, name=name)
+        return await asyncio.to_thread(shown, relay.port, name, version)
 
     async with (
         running_relay(stage.dsn, config=written.path, tls_cert=cert, tls_key=key) as relay,
