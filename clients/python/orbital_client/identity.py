@@ -2,7 +2,7 @@
 
 import base64
 import json
-import secrets
+import os
 import time
 from functools import cached_property
 from hashlib import sha256
@@ -29,7 +29,7 @@ RSA_BITS: Final = 3072
 
 def uuid7() -> bytes:
     """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then random bits. New ids sort after older ones."""
-    raw = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + secrets.token_bytes(10))
+    raw = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
     raw[6] = 0x70 | raw[6] & 0x0F
     raw[8] = 0x80 | raw[8] & 0x3F
     return bytes(raw)

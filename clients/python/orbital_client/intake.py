@@ -113,7 +113,7 @@ class Intake:
             case Signal():
                 self._hear(replica, item)
                 return
-        self._touched.add(replica.group_id)
+        self._touched.add(item.group_id)
 
     def _hear(self, replica: Replica, signal: Signal) -> None:
         try:

@@ -15,6 +15,7 @@ from orbital_client.trust.keyring import Keyring
 from orbital_client.trust.log import Log, Step
 from orbital_client.trust.signals import Signals
 from orbital_client.wire import Client, Posted
+from orbital_protocol.codes import Kind
 from orbital_protocol.frames import Event
 from orbital_protocol.statements import KeyReplaced
 
@@ -76,7 +77,7 @@ class Replica:
             if self.log.index.hash_at(event.seq) != event.hash:
                 raise ChainFork(self.group_id, event.seq, "the relay has another event here than it had before")
             return None
-        before = self.log.roster.get(event.actor_id)
+        before = self.log.roster.get(event.actor_id) if event.kind == Kind.KEY_REPLACED else None
         step = self.log.take(event)
         self._recent.append(event)
         if step.finding is not None:
@@ -156,11 +157,12 @@ class Replica:
     async def acknowledge(self, posted: Posted) -> None:
         """The relay has confirmed a post: the log must have it there, and soon, so that its author reads it too."""
         self.expect(Expected(posted.seq, posted.hash, Source.POST))
-        if not await self.pulse.until(lambda: self._is_past(posted.seq), _SOON_S):
-            await self.catch_up()
-            if not self._is_past(posted.seq):
-                self._miss(self._expected[posted.seq])
-                self.settle()
+        if self._is_past(posted.seq) or await self.pulse.until(lambda: self._is_past(posted.seq), _SOON_S):
+            return
+        await self.catch_up()
+        if not self._is_past(posted.seq):
+            self._miss(self._expected[posted.seq])
+            self.settle()
 
     def _is_past(self, seq: int) -> bool:
         return self.log.position.seq >= seq or self.broken is not None or self.gone is not None

@@ -40,7 +40,7 @@ class Sender:
         """The key in force, once nothing stands in the way of using it. Raises KeyChanged, CannotPost, LogBroken."""
         replica = self._replica
         await replica.loaded()
-        is_there = await replica.pulse.until(self._is_ready, patience_s)
+        is_there = self._is_ready() or await replica.pulse.until(self._is_ready, patience_s)
         replica.check()
         if replica.gone is not None:
             raise CannotPost(f"you are not in this group any more ({replica.gone})")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 import msgspec
-from msgspec.structs import astuple, replace
+from msgspec.structs import replace
 
 from orbital_client.errors import StoreDamaged, StoreInUse
 from orbital_client.trust.index import Known
@@ -316,6 +316,13 @@ _INSERT: Final = f"INSERT OR REPLACE INTO events (group_number, {_COLUMNS}) VALU
 _ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
+def _row(number: int, known: Known) -> tuple[object, ...]:
+    """An event as SQLite gets it. For each `bytes` or `bool` its module would look for an adapter, and find none: that
+    costs as much as the row."""
+    ids = (bytearray(known.object_id), bytearray(known.actor_id), bytearray(known.parent_id))
+    return (number, known.seq, bytearray(known.hash), known.kind, *ids, int(known.counts), known.erased_at)
+
+
 class StoredIndex:
     """One group's events in the store (`trust.index.Index`), and what is asked of them beside.
 
@@ -351,7 +358,7 @@ class StoredIndex:
         """Write what was added, for the next commit to keep."""
         if self._unwritten:
             for at in range(0, len(self._unwritten), _AT_ONCE):
-                rows = [(self.number, *astuple(known)) for known in self._unwritten[at : at + _AT_ONCE]]
+                rows = [_row(self.number, known) for known in self._unwritten[at : at + _AT_ONCE]]
                 self._store._run(_INSERT + ", ".join([_ROW] * len(rows)), *chain.from_iterable(rows))
             self._unwritten.clear()
         if len(self._events) > _CACHED:

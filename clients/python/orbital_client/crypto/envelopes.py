@@ -25,6 +25,7 @@ MAX_CONTENT_BYTES: Final = BUCKETS[-1] - HEAD_BYTES
 PLACE_PREFIX: Final = b"orbital.v1"
 CONTENT_PREFIX: Final = b"orbital.v1.content\0"
 
+_SMALLER: Final = dict(zip(BUCKETS, (0, *BUCKETS), strict=False))  # the next smaller bucket
 _ZEROS: Final = bytes(BUCKETS[-1])
 
 
@@ -119,10 +120,11 @@ def unseal(key: GroupKey, place: Place, envelope: bytes, author_key: bytes) -> b
 
 def _unpadded(plaintext: bytes) -> bytes:
     """The content of a bucket that is the smallest one for it, and otherwise zeros."""
-    if len(plaintext) not in BUCKETS:
+    size = len(plaintext)
+    smaller = _SMALLER.get(size)
+    if smaller is None:
         raise Malformed("an envelope of a size that there is not")
     end = HEAD_BYTES + int.from_bytes(plaintext[64:HEAD_BYTES], "big")
-    is_smallest = end <= len(plaintext) and BUCKETS[bisect_left(BUCKETS, end)] == len(plaintext)
-    if not is_smallest or not plaintext.endswith(_ZEROS[: len(plaintext) - end]):
+    if not smaller < end <= size or not plaintext.endswith(_ZEROS[: size - end]):
         raise Malformed("an envelope that is not padded as it must be")
     return plaintext[HEAD_BYTES:end]

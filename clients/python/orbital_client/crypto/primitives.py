@@ -1,6 +1,6 @@
 """The two primitives that everything sealed is made of: HKDF-SHA-256, and AES-256-GCM under a version byte."""
 
-import secrets
+import os
 from functools import lru_cache
 from typing import Final
 
@@ -27,7 +27,7 @@ def derive(secret: bytes, info: bytes, salt: bytes | None = None) -> bytes:
 
 def seal(key: bytes, plaintext: bytes, aad: bytes, *, nonce: bytes | None = None) -> bytes:
     """`0x01 ‖ nonce 12 ‖ AES-256-GCM(plaintext) ‖ tag 16`. A nonce is random, and given only for vectors."""
-    nonce = secrets.token_bytes(NONCE_BYTES) if nonce is None else nonce
+    nonce = os.urandom(NONCE_BYTES) if nonce is None else nonce
     return VERSION + nonce + _cipher(key).encrypt(nonce, plaintext, aad)
 
 

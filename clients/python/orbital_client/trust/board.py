@@ -17,6 +17,7 @@ from orbital_protocol.frames import Event
 
 Reactions = Mapping[str, frozenset[bytes]]
 _NONE: Final[Reactions] = MappingProxyType({})
+_KINDS: Final = {int(kind): kind for kind in Kind}
 
 
 class Post(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +73,7 @@ def _post(event: Event, known: Known, **said: Any) -> Post:
         thread_id=event.object_id if parent_id == ZERO_ID else parent_id,
         seq=event.seq,
         hash=event.hash,
-        kind=Kind(event.kind),
+        kind=_KINDS[event.kind],
         author_id=event.actor_id,
         created_at=event.created_at,
         erased_at=known.erased_at,

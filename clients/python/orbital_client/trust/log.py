@@ -88,16 +88,9 @@ class Log(Chain):
     def take(self, event: Event) -> Step:
         """Go on by one event. Raises ChainBroken, and has gone on by nothing then."""
         statement = super().advance(event)
-        wrong = self._check(event, statement)
-        known = Known(
-            event.seq,
-            event.hash,
-            event.kind,
-            event.object_id,
-            event.actor_id,
-            parent_id(event),
-            counts=wrong is None,
-        )
+        parent = parent_id(event)
+        wrong = self._check(event, statement, parent)
+        known = Known(event.seq, event.hash, event.kind, event.object_id, event.actor_id, parent, counts=wrong is None)
         self.index.add(known)
         self.state.seq, self.state.hash, self.state.logged_epoch = event.seq, event.hash, self._key_epoch
         if wrong is not None:
@@ -111,7 +104,7 @@ class Log(Chain):
             self._roster = None
         return Step(event, statement)
 
-    def _check(self, event: Event, statement: AnyStatement | None) -> rules.Wrong:
+    def _check(self, event: Event, statement: AnyStatement | None, parent: bytes) -> rules.Wrong:
         if event.key_epoch != self.state.key_epoch:
             return Flaw.WRONG_EPOCH, f"epoch {event.key_epoch} where {self.state.key_epoch} is in force"
         if event.seq == 1 and not isinstance(statement, GroupCreated):
@@ -122,7 +115,7 @@ class Log(Chain):
             wrong = rules.check_statement(self.state, self.index, event, statement)
             return wrong or self._check_roster_hash(statement)
         if event.kind in POSTS:
-            return rules.check_post(self.state, self.index, event)
+            return rules.check_post(self.state, self.index, event, parent)
         return self._check_by_relay(event)
 
     def _check_roster_hash(self, statement: AnyStatement) -> rules.Wrong:

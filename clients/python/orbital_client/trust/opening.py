@@ -1,6 +1,6 @@
 """From an event of the verified log to what it says: opened, its author's signature checked, and what it refers to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import sha256
 from typing import TypeVar
@@ -58,19 +58,21 @@ def open_events(log: Log, keyring: Keyring, events: Sequence[Event]) -> list[Ope
     checks one after the other, with nothing in between, is faster with all the rest.
     """
     unseal, understand = partial(_unseal, log, keyring), partial(_understand, log)
-    unsealed = [_try(unseal, event) for event in events]
-    proved = [_try(_prove, sealed) for sealed in unsealed]
-    return [_try(understand, said) for said in proved]
+    return _each(understand, _each(_prove, _each(unseal, events)))
 
 
-def _try(step: Callable[[T], R], found: T | CannotOpen) -> R | CannotOpen:
-    """The next step, unless one before has failed."""
-    if isinstance(found, CannotOpen):
-        return found
-    try:
-        return step(found)
-    except CannotOpen as problem:
-        return problem
+def _each(step: Callable[[T], R], found: Iterable[T | CannotOpen]) -> list[R | CannotOpen]:
+    """The next step for each, unless one before has failed."""
+    done: list[R | CannotOpen] = []
+    for one in found:
+        if isinstance(one, CannotOpen):
+            done.append(one)
+            continue
+        try:
+            done.append(step(one))
+        except CannotOpen as problem:
+            done.append(problem)
+    return done
 
 
 class _Unsealed(msgspec.Struct, frozen=True):

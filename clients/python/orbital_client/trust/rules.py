@@ -6,7 +6,6 @@ from typing import Final, TypeGuard
 from orbital_client.trust.findings import Flaw
 from orbital_client.trust.index import Index, Known
 from orbital_client.trust.state import Invite, State
-from orbital_client.wire.ledger import parent_id
 from orbital_protocol import ZERO_HASH, ZERO_ID, points
 from orbital_protocol.codes import Kind, Role
 from orbital_protocol.frames import Event
@@ -45,7 +44,7 @@ PARENTS: Final[Mapping[int, frozenset[int]]] = {
 """Of which kinds the parent is."""
 
 
-def check_post(state: State, index: Index, event: Event) -> Wrong:
+def check_post(state: State, index: Index, event: Event, parent_id: bytes) -> Wrong:
     """A post or file: its author is in the group, its key in force, and its parent there."""
     if state.member(event.actor_id) is None:
         return Flaw.NO_MEMBER, ""
@@ -54,7 +53,7 @@ def check_post(state: State, index: Index, event: Event) -> Wrong:
     kinds = PARENTS.get(event.kind)
     if kinds is None:
         return None
-    parent = index.by_id(parent_id(event))
+    parent = index.by_id(parent_id)
     if parent is None or parent.kind not in kinds or not parent.counts or parent.erased_at:
         return Flaw.BAD_PARENT, ""
     return None

@@ -73,6 +73,8 @@ class State(msgspec.Struct, array_like=True):
         changes = self.members.get(user_id)
         if not changes:
             return None
+        if changes[-1].seq < seq:  # as it mostly is
+            return changes[-1].entry
         at = bisect_left(changes, seq, key=lambda change: change.seq)
         return changes[at - 1].entry if at else None
 

@@ -42,13 +42,19 @@ class Bookmarks:
         self._cursors[cursor.group_id] = cursor
         self._change()
 
+    def move(self, cursor: Cursor) -> None:
+        """The same for a group that is followed; for any other nothing is kept."""
+        if cursor.group_id in self._cursors:
+            self.put(cursor)
+
     def drop(self, group_id: bytes) -> None:
         if self._cursors.pop(group_id, None):
             self._change()
 
     def _change(self) -> None:
-        self._unsaved = True
-        self._wake.set()
+        if not self._unsaved:
+            self._unsaved = True
+            self._wake.set()
 
     async def _keep_saved(self) -> None:
         while self._unsaved or not self._closing:

@@ -42,6 +42,8 @@ log = logging.getLogger("orbital_client")
 _BATCH: Final = 200  # groups of one request
 _NOTICE_BYTES: Final = 64
 _PAUSE_S: Final = 5.0  # well below a heartbeat
+_RAISED: Final = (LogBroken, RequestFailed)
+_PLACES: Final = (Event, Live)
 
 
 class Feed:
@@ -114,7 +116,7 @@ class Feed:
                 if item is None:
                     self._raise_stopped()
                     await self._inbox.arrival()
-                elif isinstance(item, LogBroken | RequestFailed):
+                elif isinstance(item, _RAISED):
                     raise item
                 else:
                     self._handed_out = item
@@ -125,11 +127,11 @@ class Feed:
 
     def _mark_read(self) -> None:
         item, self._handed_out = self._handed_out, None
-        if isinstance(item, Event | Live) and self._bookmarks.get(item.group_id) is not None:
-            self._bookmarks.put(Cursor(group_id=item.group_id, seq=item.seq, hash=item.hash))
+        if isinstance(item, _PLACES):
+            self._bookmarks.move(Cursor(group_id=item.group_id, seq=item.seq, hash=item.hash))
 
     def _is_filtered(self, item: Item) -> bool:
-        return isinstance(item, Event) and self._kinds is not None and item.kind not in self._kinds
+        return self._kinds is not None and isinstance(item, Event) and item.kind not in self._kinds
 
     def _raise_stopped(self) -> None:
         if isinstance(self._stopped, ClientClosed) and self._connections:
