@@ -47,17 +47,19 @@ class Post(msgspec.Struct, frozen=True, kw_only=True):
 def post_of(opened: Opened) -> Post:
     """The message that a thread, reply or file is when it is posted."""
     title, body, file = opened.title, opened.body, opened.file
-    said = body or file
-    return _post(
-        opened.event,
-        opened.known,
-        sent_at=said.sent_at if said else 0,
-        title=title.text if title else "",
-        text=body.text if body else file.caption if file else "",
-        format=body.format if body else PLAIN,
-        file=file,
-        file_iv=opened.event.encryption_iv or b"" if file else b"",
-    )
+    if body is not None:
+        return _post(
+            opened.event,
+            opened.known,
+            sent_at=body.sent_at,
+            title=title.text if title else "",
+            text=body.text,
+            format=body.format,
+        )
+    if file is not None:
+        iv = opened.event.encryption_iv or b""
+        return _post(opened.event, opened.known, sent_at=file.sent_at, text=file.caption, file=file, file_iv=iv)
+    return _post(opened.event, opened.known)
 
 
 def sealed_post(event: Event, known: Known, problem: CannotOpen) -> Post:
