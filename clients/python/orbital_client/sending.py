@@ -39,7 +39,8 @@ class Sender:
     async def key(self, patience_s: float = PATIENCE_S) -> GroupKey:
         """The key in force, once nothing stands in the way of using it. Raises KeyChanged, CannotPost, LogBroken."""
         replica = self._replica
-        await replica.loaded()
+        if not replica.log.position.seq:
+            await replica.loaded()
         is_there = self._is_ready() or await replica.pulse.until(self._is_ready, patience_s)
         replica.check()
         if replica.gone is not None:
