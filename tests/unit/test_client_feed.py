@@ -521,6 +521,41 @@ async def test_filtered_kinds_are_verified_and_kept_from_the_application() -> No
                 await take(client, 1)
 
 
+async def test_what_is_there_is_handed_out_at_once_but_no_more_than_is_asked_for() -> None:
+    cursors = MemoryCursors()
+    async with fake_relay() as relay:
+        log = relay.add_log()
+        async with registered(relay, cursors=cursors) as client:
+            await take(client, 1)
+            await (await relay.connection()).push(*(log.reply() for _ in range(5)))
+            await until(lambda: len(client._feed._inbox._items) == 5)
+            batches = client.batches(3)
+            assert seqs(await soon(anext(batches))) == [1, 2, 3]
+            assert client._feed._bookmarks.get(log.group_id) == log.cursor(0)
+            assert seqs(await soon(anext(batches))) == [4, 5]
+            assert client._feed._bookmarks.get(log.group_id) == log.cursor(3)
+            reading = asyncio.ensure_future(anext(batches))
+            await (await relay.connection()).push(log.reply())
+            assert seqs(await soon(reading)) == [6]
+        assert cursors.cursors == [log.cursor(5)]
+
+
+async def test_a_finding_comes_after_what_came_before_it_and_before_what_came_later() -> None:
+    async with fake_relay() as relay:
+        broken, whole = relay.add_log(), relay.add_log()
+        async with registered(relay) as client:
+            await take(client, 2)
+            theirs = await relay.connection()
+            good, bad, later = broken.reply(), replace(broken.reply(), hash=bytes(32)), whole.reply()
+            await theirs.push(good, bad, later)
+            await until(lambda: len(client._feed._inbox._items) == 3)
+            batches = client.batches(10)
+            assert await soon(anext(batches)) == [good]
+            with pytest.raises(ChainBroken):
+                await soon(anext(batches))
+            assert await soon(anext(batches)) == [later]
+
+
 async def test_there_is_one_reader_at_a_time() -> None:
     async with fake_relay() as relay, registered(relay) as client:
         reading = asyncio.create_task(take(client, 1))

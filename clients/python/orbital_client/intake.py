@@ -49,17 +49,15 @@ class Intake:
         self._replicas = replicas
         self._ears = ears
         self._touched: set[bytes] = set()
-        self._batch = 0
 
     async def run(self) -> None:
         """Until the client is closed, or the relay has sent it away."""
         while self.ended is None:
             try:
-                async for item in self._wire.events():
-                    self._take(item)
-                    self._batch += 1
-                    if not self._wire.has_events or self._batch >= _BATCH:
-                        self._settle()
+                async for items in self._wire.batches(_BATCH):
+                    for item in items:
+                        self._take(item)
+                    self._settle()
                 self.ended = ClientClosed("the client was closed")
             except LogBroken as error:
                 self._break_off(error)
@@ -136,7 +134,6 @@ class Intake:
 
     def _settle(self) -> None:
         """Keep what has come, and let everybody see it."""
-        self._batch = 0
         for group_id in self._touched:
             if replica := self._replicas.get(group_id):
                 replica.settle()

@@ -344,15 +344,14 @@ class Client:
         """
         return _Events(self._feed)
 
+    def batches(self, most: int) -> AsyncIterator[list[Item]]:
+        """The same, all that is there at once, but at most so many. They count as read when the next are asked for."""
+        return _Batches(self._feed, most)
+
     def check_running(self) -> None:
         """Raise why no events come in any more, if so."""
         if self._session.ended is not None:
             raise self._session.ended.with_traceback(None)
-
-    @property
-    def has_events(self) -> bool:
-        """Whether `events()` has something that is there already."""
-        return self._feed.has_items
 
     async def follow(self, group_id: bytes, after: Cursor | None = None) -> None:
         """Follow a group after a position in its log; None: from now on. Raises LogBroken if it can't be trusted."""
@@ -395,4 +394,19 @@ class _Events:
         return self
 
     async def __anext__(self) -> Item:
-        return await self._feed.next()
+        [item] = await self._feed.next(1)
+        return item
+
+
+class _Batches:
+    """The same, a few at a time."""
+
+    def __init__(self, feed: Feed, most: int) -> None:
+        self._feed = feed
+        self._most = most
+
+    def __aiter__(self) -> "_Batches":
+        return self
+
+    async def __anext__(self) -> list[Item]:
+        return await self._feed.next(self._most)

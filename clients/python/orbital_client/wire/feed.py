@@ -42,7 +42,6 @@ log = logging.getLogger("orbital_client")
 _BATCH: Final = 200  # groups of one request
 _NOTICE_BYTES: Final = 64
 _PAUSE_S: Final = 5.0  # well below a heartbeat
-_RAISED: Final = (LogBroken, RequestFailed)
 _PLACES: Final = (Event, Live)
 
 
@@ -68,7 +67,7 @@ class Feed:
         self._following = Following()
         self._inbox = Inbox(buffer_bytes, self._read_on)
         self._paused: Connection | None = None
-        self._handed_out: Item | None = None
+        self._handed_out: Sequence[Item] = ()
         self._is_read = False
         self._connections = 0
         self._taken = self._taken_before = 0
@@ -95,13 +94,8 @@ class Feed:
         if finding := self._following.broken.get(group_id):
             raise finding.with_traceback(None)
 
-    @property
-    def has_items(self) -> bool:
-        """Whether `next` need not wait."""
-        return len(self._inbox) > 0
-
-    async def next(self) -> Item:
-        """The next item. The one before counts as read from now on.
+    async def next(self, most: int) -> list[Item]:
+        """The next items, at least one: all that are there, but at most so many. Those before count as read now.
 
         Raises what was found wrong with a group's log (once; the next call goes on with the other groups), why the
         session ended, and StopAsyncIteration after `close`.
@@ -112,26 +106,27 @@ class Feed:
         try:
             while True:
                 self._mark_read()
-                item = self._inbox.take()
-                if item is None:
+                taken = self._inbox.take(most)
+                if not isinstance(taken, list):
+                    raise taken
+                if not taken:
                     self._raise_stopped()
                     await self._inbox.arrival()
-                elif isinstance(item, _RAISED):
-                    raise item
-                else:
-                    self._handed_out = item
-                    if not self._is_filtered(item):
-                        return item
+                self._handed_out = taken
+                if items := self._filtered(taken):
+                    return items
         finally:
             self._is_read = False
 
     def _mark_read(self) -> None:
-        item, self._handed_out = self._handed_out, None
-        if isinstance(item, _PLACES):
+        handed_out, self._handed_out = self._handed_out, ()
+        last = {item.group_id: item for item in handed_out if isinstance(item, _PLACES)}
+        for item in last.values():
             self._bookmarks.move(Cursor(group_id=item.group_id, seq=item.seq, hash=item.hash))
 
-    def _is_filtered(self, item: Item) -> bool:
-        return self._kinds is not None and isinstance(item, Event) and item.kind not in self._kinds
+    def _filtered(self, items: list[Item]) -> list[Item]:
+        kinds = self._kinds
+        return items if kinds is None else [i for i in items if not isinstance(i, Event) or i.kind in kinds]
 
     def _raise_stopped(self) -> None:
         if isinstance(self._stopped, ClientClosed) and self._connections:

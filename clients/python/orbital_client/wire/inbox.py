@@ -4,6 +4,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
+from typing import Final
 
 from orbital_client.errors import LogBroken, RequestFailed
 from orbital_protocol.frames import CursorMoved, Event, GroupGone, JoinRequested, Live, Signal
@@ -24,6 +26,7 @@ class Reconnected:
 
 Item = Event | Live | GroupGone | JoinRequested | CursorMoved | Signal | Disconnected | Reconnected
 Finding = LogBroken | RequestFailed
+_FINDINGS: Final = (LogBroken, RequestFailed)
 
 
 class Inbox:
@@ -47,19 +50,23 @@ class Inbox:
         self.is_full = self.is_full or self._bytes >= self._max_bytes
         self._arrived.set()
 
-    def take(self) -> Item | Finding | None:
-        """The oldest item; None if there is none."""
-        if not self._items:
-            return None
-        item, size = self._items.popleft()
-        self._bytes -= size
+    def take(self, most: int) -> list[Item] | Finding:
+        """The oldest items, all that are there but at most so many; a finding alone, when its turn has come."""
+        items: list[Item] = []
+        for item, size in islice(self._items, most):
+            if isinstance(item, _FINDINGS):
+                if not items:
+                    self._items.popleft()
+                    return item
+                break
+            items.append(item)
+            self._bytes -= size
+        for _ in items:
+            self._items.popleft()
         if self.is_full and self._bytes <= self._max_bytes // 2:
             self.is_full = False
             self._on_room()
-        return item
-
-    def __len__(self) -> int:
-        return len(self._items)
+        return items
 
     async def arrival(self) -> None:
         """Wait until something may have arrived, or `wake` is called."""
