@@ -40,7 +40,7 @@ class Post(msgspec.Struct, frozen=True, kw_only=True):
     edited_at: int = 0
     erased_at: int = 0
     is_pinned: bool = False
-    reactions: Reactions = msgspec.field(default_factory=lambda: _NONE)
+    reactions: Reactions = _NONE
     problem: CannotOpen | None = None
 
 
