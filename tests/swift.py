@@ -13,16 +13,16 @@ import asyncio
 import contextlib
 import os
 import pwd
-import random
 import secrets
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
+
+from tests.ports import free_ports
 
 START_LIMIT_S = 30
 STOP_LIMIT_S = 10
@@ -32,8 +32,6 @@ LISTING: Final = 5
 """Objects on a page of a listing, where Amazon's have a thousand: so that tests turn pages."""
 
 _LAYERS: Final = ("account", "container", "object")
-# Below the ports that the kernel hands out, so that nobody is given one of these before Swift listens there.
-_PORTS: Final = range(20_000, 32_000)
 
 _COMMON = """
 [DEFAULT]
@@ -165,7 +163,7 @@ async def running_swift() -> AsyncIterator[Swift]:
     """A service without buckets. What it printed is shown if it can't start."""
     with tempfile.TemporaryDirectory(prefix="orbital-test-swift-") as temporary:
         directory = Path(temporary)
-        ports = _free_ports(len(_LAYERS) + 1)
+        ports = free_ports(len(_LAYERS) + 1)
         secret = secrets.token_urlsafe(24)
         _configure(directory, ports, secret)
         with (directory / "log").open("w") as log:
@@ -186,19 +184,6 @@ async def running_swift() -> AsyncIterator[Swift]:
             yield swift
         finally:
             await _end(process)
-
-
-def _free_ports(count: int) -> list[int]:
-    found: list[int] = []
-    while len(found) < count:
-        port = random.choice(_PORTS)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        found.append(port)
-    return found
 
 
 def _configure(directory: Path, ports: list[int], secret: str) -> None:

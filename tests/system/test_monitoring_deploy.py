@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.parse
@@ -23,6 +22,7 @@ from orbital_protocol import frames
 from orbital_protocol.codes import ErrorCode
 from tests.files import File, download, upload
 from tests.people import found_group, new_id
+from tests.ports import free_ports
 from tests.relays import RunningRelay, running_relay
 from tests.stage import Stage
 from tests.talk import Refused, Talk, post_thread, reply, subscribe, talking
@@ -124,12 +124,6 @@ class Prometheus:
         return {alert["labels"]["alertname"] for alert in (await self.get("alerts"))["alerts"]}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @asynccontextmanager
 async def running_prometheus(folder: Path, relay: RunningRelay) -> AsyncIterator[Prometheus]:
     """Prometheus with the configuration of deploy/, for this relay and in more of a hurry."""
@@ -139,7 +133,7 @@ async def running_prometheus(folder: Path, relay: RunningRelay) -> AsyncIterator
         text = text.replace(ours, theirs)
     (folder / "prometheus.yml").write_text(text)
     shutil.copy(MONITORING / "alerts.yml", folder)
-    port = free_port()
+    [port] = free_ports(1)
     with (folder / "log").open("w") as log:
         process = await asyncio.create_subprocess_exec(
             "prometheus",

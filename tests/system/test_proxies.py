@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from orbital_protocol import frames
 from tests.certificates import certificate
 from tests.files import File, download, upload
 from tests.people import found_group
+from tests.ports import free_ports
 from tests.relays import RunningRelay, running_relay
 from tests.stage import Stage
 from tests.talk import post_thread, subscribe, talking
@@ -109,9 +109,7 @@ async def in_front_of(program: Program, folder: Path, *relays: RunningRelay) -> 
     cert, key = certificate(folder, timedelta(days=1), elliptic=True)
     trusting = ssl.create_default_context(cafile=cert)
     trusting.check_hostname = False
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    [port] = free_ports(1)
     with (folder / "log").open("w") as log:
         process = await asyncio.create_subprocess_exec(
             *program(folder, port, cert, key, [relay.port for relay in relays]),
