@@ -209,7 +209,7 @@ async def test_a_crowd_of_strangers_gives_way_to_a_newcomer_from_elsewhere(
             for _ in range(UNAUTHENTICATED - PER_ADDRESS)
         ]
         await has_connections(relay, UNAUTHENTICATED)
-        # Of the two with three each, the newest of one goes; of those that have fewer then, nobody.
+        # Two addresses have three each: for each newcomer the newest of the larger one goes.
         user = crowd[0]
         for address in ("203.0.113.8", "203.0.113.9"):
             user = await stack.enter_async_context(raw_socket(relay.port, headers=from_address(address)))
